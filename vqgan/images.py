@@ -1,0 +1,159 @@
+"""File <-> PIL <-> tensor in [-1, 1].
+
+`load_image` is the one door through which pictures from outside enter: command line, browser and training data
+all come through it. It reads the size from the header before it decodes, turns the picture upright, lays
+transparency on white and scales 16 bits to 8, so the rest of the project only ever sees 8-bit RGB.
+"""
+
+import os
+import stat
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP")  # a phone's MPO comes in through JPEG
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the message says why and what to do."""
+
+
+def load_image(path: str | Path | BinaryIO, *, max_pixels: int = 24_000_000) -> Image.Image:
+    """The picture at `path` as 8-bit RGB, upright; transparency is laid on white.
+
+    Args:
+        path: a PNG, JPEG or WebP file (or an open binary file of one). Of an animation, the first frame.
+        max_pixels: larger pictures are refused before they are decoded.
+
+    Raises:
+        ImageError: the file is missing, unreadable, of another format, damaged or too large.
+    """
+    name = f"`{path}`" if isinstance(path, str | Path) else "the picture"
+    if isinstance(path, str | Path):
+        _require_regular_file(Path(path), name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # damaged EXIF blocks: the pixels are what counts
+            with Image.open(path, formats=FORMATS) as image:
+                _require_size(image.size, name, max_pixels)
+                image.seek(0)
+                image.load()
+                return to_rgb8(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{name} has too many pixels; the limit is {max_pixels / 1e6:.0f} megapixels: make it smaller"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not a readable PNG, JPEG or WebP picture") from error
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
+        raise ImageError(
+            f"{name} is damaged or cut off: open it in an image editor and save it again ({error})"
+        ) from error
+
+
+def to_rgb8(image: Image.Image) -> Image.Image:
+    """Any PIL picture as plain RGB with no metadata: 16 bits scaled to 8, transparency on white."""
+    if image.mode.startswith("I"):
+        # `convert("RGB")` would clip 16-bit values at 255 and turn nearly every pixel white.
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray((wide // 257).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    plain = Image.new("RGB", image.size)
+    plain.paste(image.convert("RGB"))
+    return plain
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Files under `folder` that are named like pictures, sorted by path, hidden ones left out."""
+    found = []
+    for directory, subdirectories, names in os.walk(folder):
+        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
+        found += [Path(directory) / name for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
+    return sorted(found)
+
+
+def fit_square(image: Image.Image, size: int) -> Image.Image:
+    """The largest centred square of `image`, scaled to `size` x `size`: how training pictures are prepared."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def pad_square(image: Image.Image, size: int) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The whole of `image` on a white square of `size`, and the box (left, top, right, bottom) it fills there."""
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    left, top = (size - width) // 2, (size - height) // 2
+    square = Image.new("RGB", (size, size), (255, 255, 255))
+    square.paste(image.resize((width, height), Image.Resampling.LANCZOS), (left, top))
+    return square, (left, top, left + width, top + height)
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """RGB picture -> float32 (3, H, W) in [-1, 1]."""
+    return normalize(torch.from_numpy(rearrange(np.array(image), "h w c -> c h w")))
+
+
+def normalize(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 -> float32 in [-1, 1], any shape."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Float images in [-1, 1] -> uint8 0..255, any shape; the inverse of `normalize`."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """Float (3, H, W) in [-1, 1] -> RGB picture."""
+    return Image.fromarray(rearrange(to_uint8(image), "c h w -> h w c").cpu().numpy())
+
+
+def sheet(images: Iterable[Image.Image], columns: int, *, gap: int = 2, scale: int = 1) -> Image.Image:
+    """A contact sheet of equally large pictures, row by row; enlarged by whole pixels."""
+    tiles = [image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) for image in images]
+    if not tiles:
+        raise ValueError("a sheet needs at least one picture")
+    width, height = tiles[0].width + gap, tiles[0].height + gap
+    rows = -(-len(tiles) // columns)
+    page = Image.new("RGB", (min(columns, len(tiles)) * width + gap, rows * height + gap), (255, 255, 255))
+    for i, tile in enumerate(tiles):
+        page.paste(tile, (gap + i % columns * width, gap + i // columns * height))
+    return page
+
+
+def _require_regular_file(path: Path, name: str) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name} cannot be read: {_reason(error)}") from error
+    if stat.S_ISDIR(mode):
+        raise ImageError(f"{name} is a folder, not a picture")
+    if not stat.S_ISREG(mode):  # a FIFO or device would block for ever
+        raise ImageError(f"{name} is not a regular file")
+    if not os.access(path, os.R_OK):
+        raise ImageError(f"{name} cannot be read: permission denied")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).lower()
+
+
+def _require_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise ImageError(
+            f"{name} has {size[0] * size[1] / 1e6:.0f} megapixels; the limit is {max_pixels / 1e6:.0f}: make it smaller"
+        )

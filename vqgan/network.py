@@ -1,0 +1,86 @@
+"""Encoder and Decoder: convolutions whose cost sits at low resolution.
+
+Both leave full resolution in one step: the first layer folds 2x2 pixels into channels and the last one unfolds
+them again, so a 64-pixel picture is never convolved wider than 32x32. On a CPU, where the decoder rather than
+the transformer sets the time, that is most of the speed.
+
+Shapes: b images, H W pixels, h w latent cells (H = h * stride), d latent channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ResBlock(nn.Module):
+    """Pre-activation residual block of two 3x3 convolutions. (b, c, y, x) -> the same."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1, self.norm2 = norm(channels), norm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)  # every block starts as the identity
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        update = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(update)))
+
+
+class Encoder(nn.Module):
+    """Images (b, 3, H, W) in [-1, 1] -> latents (b, d, h, w).
+
+    Args:
+        dim: latent channels d.
+        channels: width at each halving of the resolution; the stride is 2 ** len(channels).
+        blocks: residual blocks at each resolution.
+    """
+
+    def __init__(self, dim: int, channels: tuple[int, ...], blocks: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        previous = 3
+        for width in channels:
+            layers += [nn.PixelUnshuffle(2), nn.Conv2d(4 * previous, width, 3, padding=1)]
+            layers += [ResBlock(width) for _ in range(blocks)]
+            previous = width
+        self.layers = nn.Sequential(*layers, norm(previous), nn.SiLU(), nn.Conv2d(previous, dim, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images.contiguous(memory_format=torch.channels_last))
+
+
+class Decoder(nn.Module):
+    """Latents (b, d, h, w) -> images (b, 3, H, W), roughly in [-1, 1].
+
+    Args:
+        dim, channels: as in the encoder, whose order of widths is reversed here.
+        blocks: residual blocks at each resolution.
+    """
+
+    def __init__(self, dim: int, channels: tuple[int, ...], blocks: int):
+        super().__init__()
+        widths = tuple(reversed(channels))
+        layers: list[nn.Module] = [nn.Conv2d(dim, widths[0], 3, padding=1)]
+        for width, following in zip(widths, (*widths[1:], 3), strict=True):
+            layers += [ResBlock(width) for _ in range(blocks)]
+            last = following == 3
+            layers += [norm(width), nn.SiLU()] if last else []
+            layers += [nn.Conv2d(width, 4 * following, 3, padding=1), nn.PixelShuffle(2)]
+        self.layers = nn.Sequential(*layers)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that a patch discriminator's loss is balanced at (Esser et al. 2021, eq. 7)."""
+        return self.layers[-2].weight  # pyright: ignore[reportReturnType]
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.layers(latents.contiguous(memory_format=torch.channels_last))
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation in groups of at most 16 channels."""
+    groups = max(1, channels // 16)
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels)

@@ -1,0 +1,88 @@
+"""Quantizers behind one face; the only file that imports vector_quantize_pytorch.
+
+FSQ, finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505), is the default: nothing to tune, no state,
+no collapse. VQ is the low-dimensional cosine codebook of ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627), moved by
+exponential averages, with unused codes restarted.
+
+The library says `indices` for the integers and `codes` for the vectors; here, as everywhere in this project,
+`codes` are the integers. It is always given sequences (b, n, d), never images: with a projection inside, its image
+option decodes along the width (1.32). And it is always run in fp32: under bf16, 1 % of the codes would change.
+"""
+
+from typing import Protocol
+
+import torch
+from einops import rearrange
+from torch import nn
+from vector_quantize_pytorch import FSQ, VectorQuantize
+
+
+class Quantizer(Protocol):
+    """What the tokenizer asks of a quantizer (an `nn.Module`)."""
+
+    dim: int
+    vocab_size: int
+
+    def __call__(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents (b, d, h, w) -> quantized latents (b, d, h, w), codes (b, h, w) int64, loss ()."""
+        ...
+
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (b, h, w) -> quantized latents (b, d, h, w)."""
+        ...
+
+
+class FiniteScalar(nn.Module):
+    """FSQ: each latent channel is rounded to one of `levels[i]` values; the vocabulary is their product."""
+
+    def __init__(self, levels: tuple[int, ...]):
+        super().__init__()
+        if len(levels) < 1 or min(levels) < 3:
+            raise ValueError(f"FSQ levels must each be 3 or more, got {list(levels)}")
+        self.fsq = FSQ(list(levels))
+        self.dim = len(levels)
+        self.vocab_size = int(torch.tensor(levels).prod())
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        h, w = latents.shape[-2:]
+        with torch.autocast(latents.device.type, enabled=False):
+            quantized, codes = self.fsq(rearrange(latents.float(), "b d h w -> b (h w) d"))
+        quantized = rearrange(quantized, "b (h w) d -> b d h w", h=h, w=w)
+        return quantized, rearrange(codes, "b (h w) -> b h w", h=h, w=w).long(), quantized.new_zeros(())
+
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        vectors = self.fsq.indices_to_codes(rearrange(codes, "b h w -> b (h w)"))
+        return rearrange(vectors, "b (h w) d -> b d h w", h=codes.shape[1], w=codes.shape[2])
+
+
+class Codebook(nn.Module):
+    """VQ with a cosine codebook of `size` vectors of `dim`, restarted where a code falls out of use."""
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.dim, self.vocab_size = dim, size
+        self.vq = VectorQuantize(
+            dim=dim,
+            codebook_size=size,
+            use_cosine_sim=True,
+            decay=0.98,
+            commitment_weight=0.25,
+            kmeans_init=True,
+            kmeans_iters=10,
+            # In tokens per batch, averaged: a batch of 64 pictures of 64 tokens gives each of 4,096 codes one, so a
+            # threshold of 1 would restart live codes for ever.
+            threshold_ema_dead_code=0.1,  # pyright: ignore[reportArgumentType] (any number will do)
+            # Straight-through rather than the rotation trick: the latter is reported to leave codes dead.
+            rotation_trick=False,
+        )
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        h, w = latents.shape[-2:]
+        with torch.autocast(latents.device.type, enabled=False):
+            quantized, codes, loss = self.vq(rearrange(latents.float(), "b d h w -> b (h w) d"))
+        quantized = rearrange(quantized, "b (h w) d -> b d h w", h=h, w=w)
+        return quantized, rearrange(codes, "b (h w) -> b h w", h=h, w=w).long(), loss.sum()
+
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        vectors = self.vq.get_output_from_indices(rearrange(codes, "b h w -> b (h w)"))
+        return rearrange(vectors, "b (h w) d -> b d h w", h=codes.shape[1], w=codes.shape[2])

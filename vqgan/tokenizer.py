@@ -1,0 +1,143 @@
+"""Tokenizer = Encoder + quantizer + Decoder."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vqgan import files
+from vqgan.network import Decoder, Encoder
+from vqgan.quantizer import Codebook, FiniteScalar
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """What a tokenizer is made of.
+
+    Attributes:
+        quantizer: `fsq` or `vq`.
+        levels: FSQ's values per latent channel; the vocabulary is their product.
+        codebook_size, codebook_dim: VQ's number of codes and their dimension.
+        channels: network width at each halving of the resolution; the stride is 2 ** len(channels).
+        encoder_blocks, decoder_blocks: residual blocks per resolution.
+    """
+
+    quantizer: str = "fsq"
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    codebook_size: int = 1024
+    codebook_dim: int = 8
+    channels: tuple[int, ...] = (64, 128)
+    encoder_blocks: int = 1
+    decoder_blocks: int = 2
+
+    @property
+    def stride(self) -> int:
+        return 2 ** len(self.channels)
+
+    @property
+    def vocab_size(self) -> int:
+        size = 1
+        for level in self.levels:
+            size *= level
+        return size if self.quantizer == "fsq" else self.codebook_size
+
+
+class Tokenizer(nn.Module):
+    """Pictures <-> codes.
+
+    `stride` is the number of pixels per token side, `vocab_size` the number of codes. Any image size divisible by
+    the stride can be encoded.
+    """
+
+    def __init__(self, config: TokenizerConfig = TokenizerConfig()):
+        super().__init__()
+        if config.quantizer not in ("fsq", "vq"):
+            raise ValueError(f"quantizer must be `fsq` or `vq`, got `{config.quantizer}`")
+        self.config = config
+        if config.quantizer == "fsq":
+            self.quantizer = FiniteScalar(config.levels)
+        else:
+            self.quantizer = Codebook(config.codebook_size, config.codebook_dim)
+        self.encoder = Encoder(self.quantizer.dim, config.channels, config.encoder_blocks)
+        self.decoder = Decoder(self.quantizer.dim, config.channels, config.decoder_blocks)
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def stride(self) -> int:
+        return self.config.stride
+
+    @property
+    def vocab_size(self) -> int:
+        return self.quantizer.vocab_size
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images (b, 3, H, W) -> reconstructions (b, 3, H, W), codes (b, h, w), quantizer loss (): for training."""
+        quantized, codes, loss = self.quantizer(self.encoder(images))
+        return self.decoder(quantized), codes, loss
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (b, 3, H, W) in [-1, 1] -> codes (b, h, w) int64 in [0, vocab_size).
+
+        Always in eval mode (in training mode a forward would move a VQ codebook, even without gradient) and in fp32
+        whatever the autocast (bf16 changes about 1 % of the codes).
+
+        Raises:
+            ValueError: the height or width is not divisible by the stride.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected images (b, 3, H, W), got {tuple(images.shape)}")
+        if images.shape[2] % self.stride or images.shape[3] % self.stride:
+            raise ValueError(
+                f"expected a height and width divisible by the stride {self.stride}, got {tuple(images.shape[2:])}"
+            )
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.autocast(images.device.type, enabled=False):
+                return self.quantizer(self.encoder(images.float()))[1]
+        finally:
+            self.train(was_training)
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (b, h, w) int64 -> images (b, 3, H, W) float32 in [-1, 1].
+
+        Raises:
+            ValueError: a code lies outside [0, vocab_size), such as one that is still masked.
+        """
+        if codes.ndim != 3:
+            raise ValueError(f"expected codes (b, h, w), got {tuple(codes.shape)}")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.vocab_size:
+            raise ValueError(
+                f"expected codes in [0, {self.vocab_size}), got {int(codes.min())} to {int(codes.max())}; "
+                "masked codes must be filled before they are decoded"
+            )
+        return self.decoder(self.quantizer.lookup(codes)).float().clamp(-1, 1).contiguous()
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json, model.safetensors and manifest.json to `directory`, whole or not at all."""
+        with files.atomic_directory(directory) as temporary:
+            files.write_module(temporary, dataclasses.asdict(self.config), self)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> "Tokenizer":
+        """The tokenizer in a directory (a model's `tokenizer/`, or one of its own) or in a hub repository.
+
+        Raises:
+            ModelError: the directory is missing, incomplete or damaged.
+        """
+        directory = files.locate(name)
+        files.verify(directory)
+        return cls.from_directory(directory / "tokenizer" if (directory / "tokenizer").is_dir() else directory)
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "Tokenizer":
+        """The tokenizer of an already verified directory with config.json and model.safetensors."""
+        config = files.read_config(directory, TokenizerConfig)
+        return files.read_weights(directory, cls(config)).eval()
+
+    def push_to_hub(self, repository: str, **options) -> str:
+        """Upload to a Hugging Face model repository; returns its address. Options as in `upload_folder`."""
+        return files.push_to_hub(self.save_pretrained, repository, **options)
