@@ -1,0 +1,47 @@
+"""Generate and edit images with a masked generative transformer.
+
+The public names are imported on first use, so that `import maskimg` and `maskimg --help` cost nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from maskimg.codes import MaskedTokenDataset as MaskedTokenDataset
+    from maskimg.maskgit import Losses as Losses
+    from maskimg.maskgit import MaskGit as MaskGit
+    from maskimg.masking import token_mask as token_mask
+    from maskimg.pipeline import Pipeline as Pipeline
+    from maskimg.pipeline import Result as Result
+    from maskimg.sampling import Sampler as Sampler
+    from maskimg.sampling import Step as Step
+    from maskimg.sampling import sample as sample
+    from maskimg.sampling import sample_steps as sample_steps
+    from maskimg.transformer import MaskedTransformer as MaskedTransformer
+    from maskimg.transformer import TokenCritic as TokenCritic
+    from maskimg.transformer import TransformerConfig as TransformerConfig
+
+_HOMES = {
+    "MaskedTokenDataset": "codes",
+    "Losses": "maskgit",
+    "MaskGit": "maskgit",
+    "token_mask": "masking",
+    "Pipeline": "pipeline",
+    "Result": "pipeline",
+    "Sampler": "sampling",
+    "Step": "sampling",
+    "sample": "sampling",
+    "sample_steps": "sampling",
+    "MaskedTransformer": "transformer",
+    "TokenCritic": "transformer",
+    "TransformerConfig": "transformer",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module `maskimg` has no attribute `{name}`")
+    return getattr(importlib.import_module(f"maskimg.{_HOMES[name]}"), name)

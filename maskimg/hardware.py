@@ -1,0 +1,58 @@
+"""Which device and which number format to compute in, decided by measuring rather than by name."""
+
+import time
+from functools import cache
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto`: the first CUDA GPU, else Apple's GPU, else the CPU.
+
+    Raises:
+        ValueError: the named device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device `{name}` here: use `auto` or `cpu`") from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`fp32`, `bf16`, or `auto`: bf16 on CUDA and on CPUs where its matrix products really are faster.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name == "auto":
+        fast = device.type == "cuda" or (device.type == "cpu" and _cpu_bf16_is_faster())
+        return torch.bfloat16 if fast else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be `auto`, `fp32` or `bf16`, got `{name}`")
+    return DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A context that computes matrix products and convolutions in `dtype`."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+@cache
+def _cpu_bf16_is_faster() -> bool:
+    """One small matrix product each way, the best of five: about 20 ms."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(512, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            torch.mm(left, right)
+            times.append(time.perf_counter() - start)
+        best[dtype] = min(times)
+    return best[torch.bfloat16] < 0.8 * best[torch.float32]
