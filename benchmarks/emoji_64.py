@@ -1,0 +1,254 @@
+"""How the bundled model `emoji-64` was chosen, trained and measured.
+
+    python benchmarks/emoji_64.py prepare emoji-64.zip runs/emoji     # the 7,790 pictures without people and flags
+    python benchmarks/emoji_64.py tokenizers runs/emoji               # stride and codebook, from a measured table
+    python benchmarks/emoji_64.py tune runs/emoji MODEL               # samplers side by side
+    python benchmarks/emoji_64.py measure runs/emoji MODEL            # every figure of the model card, and sheets
+
+The archive holds pictures by Microsoft, Google, Twitter, EmojiTwo and Mozilla (see the model card); it is not part
+of this repository. Figures go to benchmarks/results/.
+"""
+
+import argparse
+import csv
+import io
+import json
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from maskimg.evaluate import Judge, code_usage, frechet_distance, nearest, psnr, train_judge
+from maskimg.hardware import autocast
+from maskimg.pictures import Pictures, list_folder, read_pictures
+from maskimg.pipeline import Pipeline
+from maskimg.sampling import Sampler
+from maskimg.training.run import Budget
+from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from vqgan import Tokenizer, TokenizerConfig
+from vqgan.images import normalize, sheet, to_pil
+
+RESULTS = Path(__file__).parent / "results"
+LEFT_OUT = ("People & Body", "Flags")
+TOKENIZERS = {
+    "fsq 1000, stride 4": TokenizerConfig(levels=(8, 5, 5, 5), channels=(64, 128)),
+    "vq 1024, stride 4": TokenizerConfig(quantizer="vq", codebook_size=1024, channels=(64, 128)),
+    "fsq 1000, stride 8": TokenizerConfig(levels=(8, 5, 5, 5), channels=(48, 96, 192)),
+    "fsq 4096, stride 8": TokenizerConfig(levels=(8, 8, 8, 8), channels=(48, 96, 192)),
+    "vq 1024, stride 8": TokenizerConfig(quantizer="vq", codebook_size=1024, channels=(48, 96, 192)),
+    "vq 4096, stride 8": TokenizerConfig(quantizer="vq", codebook_size=4096, channels=(48, 96, 192)),
+}
+
+
+def prepare(archive: Path, folder: Path) -> None:
+    """Unpack the chosen pictures and write a labels.csv with the fields class and style."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive) as zipped:
+        text = io.TextIOWrapper(zipped.open("labels.csv"), encoding="utf-8")
+        rows = [row for row in csv.DictReader(text) if row["group"] not in LEFT_OUT]
+        for row in tqdm(rows, desc="unpacking"):
+            (folder / row["file"]).write_bytes(zipped.read(row["file"]))
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "class", "style", "split"])
+        writer.writerows([row["file"], row["name"], row["style"], row["split"]] for row in rows)
+    print(f"{len(rows)} pictures in {folder}")
+
+
+def read(folder: Path) -> Pictures:
+    return read_pictures(list_folder(folder), 64, folder.with_name(folder.name + "-cache"), progress=tqdm)
+
+
+def judge_of(pictures: Pictures, steps: int = 1200) -> tuple[Judge, float]:
+    """A classifier of the class field trained on the training part, and its accuracy on the held-out part."""
+    train, unseen = pictures.part(held_out=False), pictures.part(held_out=True)
+    field = list(pictures.fields).index("class")
+    judge = train_judge(train.pixels, train.labels[:, field], len(pictures.fields["class"]), steps, progress=tqdm)
+    return judge, judge.accuracy(unseen.pixels, unseen.labels[:, field])
+
+
+def tokenizer_figures(tokenizer: Tokenizer, pictures: Pictures, judge: Judge) -> dict[str, float]:
+    """Reconstruction of the held-out pictures: dB, Fréchet distance, accuracy kept, usage, speed."""
+    train, unseen = pictures.part(held_out=False), pictures.part(held_out=True)
+    field = list(pictures.fields).index("class")
+    images = normalize(unseen.pixels)
+    started = time.perf_counter()
+    codes = torch.cat([tokenizer.encode(part) for part in images.split(64)])
+    encoded = time.perf_counter()
+    restored = torch.cat([tokenizer.decode(part) for part in codes.split(64)])
+    decoded = time.perf_counter()
+    many = torch.cat([tokenizer.encode(normalize(part)) for part in train.pixels[:4000].split(64)])
+    usage, entropy = code_usage(many, tokenizer.vocab_size)
+    labels = unseen.labels[:, field]
+    real, kept = judge.accuracy(images, labels), judge.accuracy(restored, labels)
+    return {
+        "parameters_million": sum(p.numel() for p in tokenizer.parameters()) / 1e6,
+        "psnr_db": psnr(restored, images).mean().item(),
+        "frechet_distance": frechet_distance(judge.features(restored), judge.features(images)),
+        "accuracy_real": real,
+        "accuracy_reconstructed": kept,
+        "accuracy_kept": kept / real,
+        "codes_used": usage,
+        "entropy_bits": entropy,
+        "bits_per_picture": codes[0].numel() * torch.tensor(float(tokenizer.vocab_size)).log2().item(),
+        "encode_per_second": len(images) / (encoded - started),
+        "decode_per_second": len(images) / (decoded - encoded),
+    }
+
+
+def tokenizers(folder: Path, minutes: float, only: str) -> None:
+    """Train each candidate for the same time and compare."""
+    pictures = read(folder)
+    judge, accuracy = judge_of(pictures)
+    print(f"the judge's accuracy on held-out pictures: {accuracy:.3f}")
+    for name, config in TOKENIZERS.items():
+        if only not in name:
+            continue
+        run = folder.with_name(folder.name + "-tokenizers") / name.replace(", ", "-").replace(" ", "")
+        tokenizer, state = train_tokenizer(pictures, config, TokenizerTraining(), Budget(minutes=minutes), run)
+        figures = {"steps": state.step, **tokenizer_figures(tokenizer, pictures, judge)}
+        record("emoji-64-tokenizers", name, {"minutes": minutes, **figures})
+
+
+def draw(pipeline: Pipeline, count: int, sampler: Sampler, styles: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` samples evenly over the classes (and styles) -> images (n, 3, H, W), classes (n,)."""
+    classes, every_style = list(pipeline.labels.names["class"]), list(pipeline.labels.names["style"])
+    images = []
+    chosen = torch.arange(count) % len(classes)
+    for start in range(0, count, 32):
+        rows = [
+            pipeline.labels.encode(
+                {"class": classes[int(chosen[i])]}
+                | ({"style": every_style[i // len(classes) % len(every_style)]} if styles else {})
+            )
+            for i in range(start, min(count, start + 32))
+        ]
+        condition = torch.cat([row for row in rows if row is not None])
+        with autocast(pipeline.device, pipeline.dtype):
+            codes = pipeline.generator.generate(
+                len(condition), condition, sampler=sampler, seeds=torch.arange(start, start + len(condition))
+            )
+        images.append(pipeline.decode(codes).cpu())
+    return torch.cat(images), chosen
+
+
+def sampling_figures(
+    pipeline: Pipeline, judge: Judge, pictures: Pictures, sampler: Sampler, count: int, styles: bool = False
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Accuracy and Fréchet distance of `count` samples; the distance is to as many training pictures a class."""
+    started = time.perf_counter()
+    images, classes = draw(pipeline, count, sampler, styles)
+    seconds = time.perf_counter() - started
+    train = even(pictures.part(held_out=False), count)
+    return {
+        "accuracy": judge.accuracy(images, classes),
+        "frechet_distance": frechet_distance(judge.features(images), judge.features(train)),
+        "seconds_per_picture": seconds / count,
+    }, images
+
+
+def even(pictures: Pictures, count: int) -> torch.Tensor:
+    """About `count` pictures, evenly over the classes."""
+    field = pictures.labels[:, list(pictures.fields).index("class")]
+    classes = len(pictures.fields["class"])
+    each = -(-count // classes)
+    rows = []
+    for i in range(classes):
+        of_class = (field == i).nonzero()[:, 0]
+        rows.append(of_class[torch.linspace(0, len(of_class) - 1, min(each, len(of_class))).long()])
+    return pictures.pixels[torch.cat(rows)]
+
+
+def tune(folder: Path, model: str, count: int) -> None:
+    """A few samplers side by side; the recipe is chosen from this table."""
+    pictures, pipeline = read(folder), Pipeline.from_pretrained(model)
+    judge, _ = judge_of(pictures)
+    halton = Sampler(steps=12, order="halton")
+    tried = [replace(halton, guidance=g) for g in (1.0, 2.0, 3.0, 5.0)]
+    tried += [replace(halton, guidance=g, token_temperature=t) for g, t in ((2.0, 0.8), (3.0, 0.8), (3.0, 0.6))]
+    tried += [replace(halton, guidance=3.0, steps=s) for s in (8, 24)]
+    tried += [replace(halton, order="confidence", guidance=3.0, choice_temperature=t) for t in (4.5, 10.0)]
+    tried += [replace(halton, order="critic", guidance=3.0, choice_temperature=t) for t in (0.5, 2.0)]
+    for sampler in tried:
+        name = (
+            f"{sampler.order}, {sampler.steps} steps, guidance {sampler.guidance}, temperature "
+            f"{sampler.token_temperature}, choice {sampler.choice_temperature}"
+        )
+        figures, _ = sampling_figures(pipeline, judge, pictures, sampler, count)
+        record("emoji-64-samplers", name, {"samples": count, **figures})
+
+
+def measure(folder: Path, model: str) -> None:
+    """Every figure of the model card."""
+    pictures, pipeline = read(folder), Pipeline.from_pretrained(model)
+    judge, unseen_accuracy = judge_of(pictures)
+    train, unseen = pictures.part(held_out=False), pictures.part(held_out=True)
+    field = list(pictures.fields).index("class")
+    record("emoji-64", "tokenizer", tokenizer_figures(pipeline.tokenizer, pictures, judge))
+
+    floor = frechet_distance(judge.features(even(train, 840)), judge.features(even(unseen, 840)))
+    train_accuracy = judge.accuracy(train.pixels[:2000], train.labels[:2000, field])
+    record(
+        "emoji-64",
+        "judge",
+        {"accuracy_train": train_accuracy, "accuracy_held_out": unseen_accuracy, "frechet_train_held_out": floor},
+    )
+    orders = {
+        "critic off": pipeline.recipe,
+        "critic on": replace(pipeline.recipe, order="critic", choice_temperature=0.5),
+    }
+    for name, sampler in orders.items():
+        for styles in (False, True):
+            figures, images = sampling_figures(pipeline, judge, pictures, sampler, 840, styles)
+            record("emoji-64", f"840 samples, {name}, {'class and style' if styles else 'class'}", figures)
+            if not styles:
+                show(images, train, judge, folder.with_name(f"{folder.name}-{name.replace(' ', '-')}"))
+
+
+def show(images: torch.Tensor, train: Pictures, judge: Judge, path: Path) -> None:
+    """Sheets: one sample a class twice over, and the same beside the nearest training picture (not for publishing)."""
+    images = images[:64]
+    sheet([to_pil(image) for image in images], 16).save(f"{path}-samples.png")
+    closest = nearest(judge.features(images), judge.features(train.pixels))
+    rows = []
+    for start in range(0, len(images), 16):
+        rows += [to_pil(image) for image in images[start : start + 16]]
+        rows += [to_pil(normalize(image)) for image in train.pixels[closest[start : start + 16]]]
+    sheet(rows, 16).save(f"{path}-nearest.png")
+
+
+def record(table: str, name: str, figures: dict) -> None:
+    """Print a row and keep it in benchmarks/results/TABLE.json."""
+    path = RESULTS / f"{table}.json"
+    path.parent.mkdir(exist_ok=True)
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    rows[name] = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
+    path.write_text(json.dumps(rows, indent=2) + "\n")
+    print(name, rows[name])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True, dest="verb")
+    verb = verbs.add_parser("prepare")
+    verb.add_argument("archive", type=Path)
+    verb.add_argument("folder", type=Path)
+    verb = verbs.add_parser("tokenizers")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--minutes", type=float, default=4)
+    verb.add_argument("--only", default="")
+    for name in ("tune", "measure"):
+        verb = verbs.add_parser(name)
+        verb.add_argument("folder", type=Path)
+        verb.add_argument("model")
+        if name == "tune":
+            verb.add_argument("--count", type=int, default=416)
+    options = vars(parser.parse_args())
+    {"prepare": prepare, "tokenizers": tokenizers, "tune": tune, "measure": measure}[options.pop("verb")](**options)
+
+
+if __name__ == "__main__":
+    main()

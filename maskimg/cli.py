@@ -1,0 +1,436 @@
+"""The `maskimg` command. Torch and gradio are imported by the commands that need them, so `--help` costs nothing."""
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from maskimg import __version__
+
+COMMANDS = {
+    "demo": "open the browser demo",
+    "train": "a folder of pictures -> a model that the demo opens",
+    "train-tokenizer": "only the first stage: pictures -> tokenizer",
+    "encode": "only the second stage: pictures and tokenizer -> codes",
+    "train-generator": "only the third stage: codes and tokenizer -> generator, critic and model",
+    "sample": "draw pictures into a folder",
+    "inpaint": "redraw the painted part of a picture",
+    "reconstruct": "a picture through the tokenizer and back",
+    "info": "what a model can do, or how a picture was made",
+}
+
+
+class Refused(Exception):
+    """Bad input; the message is shown on one line and the exit code is 2."""
+
+
+class Parser(ArgumentParser):
+    """Errors as one kind line, exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        for kind, words in (("int", "a whole number"), ("float", "a number"), ("bool", "true or false")):
+            message = str(message).replace(f"Expected a <class '{kind}'>.", f"expected {words}.")
+        fail(f"{' '.join(message.split())} (see `{self.prog} --help`)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"maskimg {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        fail(f"there is no command `{name}`; `maskimg --help` lists them")
+    command = globals()[name.replace("-", "_")]
+    parser = Parser(prog=f"maskimg {name}", description=COMMANDS[name].capitalize() + ".")
+    try:
+        return command(parser, rest) or 0
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except Refused as refused:
+        fail(str(refused))
+    except Exception as error:
+        if not _is_kind(error):
+            raise
+        fail(str(error))
+
+
+def overview() -> str:
+    """What `maskimg --help` prints."""
+    lines = [f"  {name:<16} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "maskimg: generate and edit images with a masked generative transformer",
+            "",
+            "usage: maskimg COMMAND [options]      maskimg COMMAND --help",
+            "",
+            *lines,
+            "",
+            "A first try: `maskimg demo`. On one's own pictures: `maskimg train FOLDER --out MODEL`.",
+        ]
+    )
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line and exit with code 2."""
+    print(f"maskimg: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def demo(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("--model", type=str, help="bundled name, directory or hub repository")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=7860, help="first port to try")
+    parser.add_argument("--share", action="store_true", help="a public link; needs --user and --password-file")
+    parser.add_argument("--user", type=str, help="name to log in with")
+    parser.add_argument("--password-file", type=str, help="file that holds the password")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    _add_machine(parser)
+    given = parser.parse_args(arguments)
+    from maskimg_apps.demo import serve
+
+    serve(
+        given.model,
+        host=given.host,
+        port=given.port,
+        share=given.share,
+        user=given.user,
+        password_file=given.password_file,
+        device=given.device,
+        dtype=given.dtype,
+        open_browser=given.open,
+    )
+
+
+def train(parser: Parser, arguments: list[str]) -> None:
+    given, plan, listing = _parse_plan(parser, arguments, out="model directory to write")
+    from tqdm import tqdm
+
+    from maskimg.training.folder import train_folder, working_directory
+
+    _say_plan(listing, plan, working_directory(Path(given.out)))
+    pipeline = train_folder(
+        listing,
+        plan,
+        given.out,
+        device=given.device,
+        dtype=given.dtype,
+        max_bad=given.max_bad,
+        about={"licence": given.licence} if given.licence else None,
+        progress=tqdm,
+    )
+    _say_bad(working_directory(Path(given.out)) / "pictures" / "bad.txt")
+    for name, value in pipeline.about["measured"].items():
+        print(f"{name.replace('_', ' ')}: {value}")
+    print(f"done: samples in {given.out}/samples.png; open it with `maskimg demo --model {given.out}`")
+
+
+def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
+    given, plan, listing = _parse_plan(parser, arguments, out="tokenizer directory to write")
+    from tqdm import tqdm
+
+    from maskimg.pictures import read_pictures
+    from maskimg.training.folder import tokenizer_stage, working_directory
+
+    work = working_directory(Path(given.out))
+    _say_plan(listing, plan, work)
+    pictures = read_pictures(listing, plan.size, work / "pictures", max_bad=given.max_bad, progress=tqdm)
+    _say_bad(work / "pictures" / "bad.txt")
+    tokenizer_stage(pictures, plan, work / "tokenizer", device=given.device, dtype=given.dtype).save_pretrained(
+        given.out
+    )
+    print(f"done: reconstructions in {work / 'tokenizer' / 'reconstructions.png'}; next, `maskimg encode`")
+
+
+def encode(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("folder", type=str, help="folder of pictures")
+    parser.add_argument("tokenizer", type=str, help="tokenizer or model directory")
+    parser.add_argument("--out", type=str, required=True, help="directory to write the codes to")
+    parser.add_argument("--size", type=int, required=True, help="side of the pictures in pixels")
+    parser.add_argument("--versions", type=int, default=4, help="how often each picture is encoded, moved a little")
+    parser.add_argument("--flip", action="store_true", help="mirror every second version")
+    parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
+    given = parser.parse_args(arguments)
+    from tqdm import tqdm
+
+    from maskimg.codes import encode_pictures
+    from maskimg.hardware import pick_device
+    from maskimg.pictures import list_folder, read_pictures
+    from maskimg.training.folder import working_directory
+    from vqgan import Tokenizer
+
+    tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(pick_device(given.device))
+    if given.size % tokenizer.stride or given.versions < 1:
+        raise Refused(f"--size must be a multiple of the tokenizer's stride {tokenizer.stride}, --versions 1 or more")
+    work = working_directory(Path(given.out))
+    pictures = read_pictures(
+        list_folder(given.folder), given.size, work / "pictures", max_bad=given.max_bad, progress=tqdm
+    )
+    _say_bad(work / "pictures" / "bad.txt")
+    cache = encode_pictures(tokenizer, pictures, given.out, versions=given.versions, flip=given.flip, progress=tqdm)
+    versions, count, h, w = cache.codes.shape
+    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes")
+
+
+def train_generator(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("codes", type=str, help="directory that `maskimg encode` wrote")
+    parser.add_argument("tokenizer_directory", type=str, help="the tokenizer that encoded them")
+    given, plan, cache = _parse_plan(parser, arguments, out="model directory to write", codes=True)
+    from maskimg.training.folder import generator_stage, working_directory
+    from vqgan import Tokenizer
+
+    out = Path(given.out)
+    pipeline = generator_stage(
+        cache, Tokenizer.from_pretrained(given.tokenizer_directory), plan, working_directory(out),
+        device=given.device, dtype=given.dtype,
+    )  # fmt: skip
+    pipeline.about.update({"name": out.name, "data": {"pictures": cache.codes.shape[1]}})
+    pipeline.save_pretrained(out)
+    print(f"done: open it with `maskimg demo --model {out}`")
+
+
+def sample(parser: Parser, arguments: list[str]) -> None:
+    _add_model(parser)
+    parser.add_argument("--out", type=str, required=True, help="folder to write the pictures to")
+    parser.add_argument("--count", type=int, default=16, help="how many pictures")
+    parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures drawn at a time; changes no picture")
+    _add_drawing(parser)
+    given = parser.parse_args(arguments)
+    from maskimg_apps.sample import sample_folder
+
+    pipeline = _pipeline(given)
+    written = sample_folder(
+        pipeline,
+        given.out,
+        count=given.count,
+        seed=given.seed,
+        label=_label(given.label),
+        sampler=_sampler(given, pipeline.recipe),
+        batch_size=given.batch_size,
+    )
+    print(f"done: {written} new, {given.count} in all in {given.out}")
+
+
+def inpaint(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("image", type=str, help="picture to change")
+    parser.add_argument("mask", type=str, help="picture of the same size, white where to redraw")
+    _add_model(parser)
+    parser.add_argument("--out", type=str, required=True, help="PNG to write; with --count above 1, a folder")
+    parser.add_argument("--count", type=int, default=1, help="how many versions")
+    parser.add_argument("--seed", type=int, default=0, help="version i uses seed + i")
+    parser.add_argument("--coverage", type=float, default=0.0, help="painted share above which a token is redrawn")
+    parser.add_argument("--grow", type=int, default=1, help="rings of tokens redrawn around the paint")
+    _add_drawing(parser)
+    given = parser.parse_args(arguments)
+    pipeline = _pipeline(given)
+    result = pipeline.inpaint(
+        given.image,
+        given.mask,
+        _label(given.label),
+        seeds=given.seed,
+        count=given.count,
+        sampler=_sampler(given, pipeline.recipe),
+        coverage=given.coverage,
+        grow=given.grow,
+    )
+    tokens = pipeline.grid[0] * pipeline.grid[1]
+    redrawn = result.recipes[0]["tokens_redrawn"]
+    if given.count == 1:
+        from maskimg.pipeline import write_png
+
+        path = _png_path(given.out)
+        write_png(result.images[0], result.recipes[0], path)
+    else:
+        path = Path(given.out)
+        result.save(path)
+    print(f"done: {redrawn} of {tokens} tokens redrawn, in {path}")
+
+
+def reconstruct(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("image", type=str, help="picture to encode and decode")
+    _add_model(parser)
+    parser.add_argument("--out", type=str, required=True, help="PNG to write")
+    _add_machine(parser)
+    given = parser.parse_args(arguments)
+    restored = _pipeline(given).reconstruct(given.image)
+    restored.image.save(_png_path(given.out), format="PNG")
+    print(f"done: {restored.psnr_db:.1f} dB at {restored.image.width}x{restored.image.height}, in {given.out}")
+
+
+def info(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("what", type=str, nargs="?", default="emoji-64", help="a model, or a PNG that maskimg made")
+    given = parser.parse_args(arguments)
+    if Path(given.what).is_file():
+        _info_picture(given.what)
+    else:
+        _info_model(given.what)
+
+
+def _info_picture(path: str) -> None:
+    import json
+
+    from maskimg.pipeline import read_recipe
+
+    recipe = read_recipe(path)
+    if recipe is None:
+        raise Refused(f"`{path}` holds no maskimg recipe")
+    print(json.dumps(recipe, indent=2, ensure_ascii=False))
+
+
+def _info_model(name: str) -> None:
+    from maskimg.pipeline import Pipeline
+
+    pipeline = Pipeline.from_pretrained(name, device="cpu")
+    millions = {
+        part: sum(p.numel() for p in module.parameters()) / 1e6
+        for part, module in (
+            ("tokenizer", pipeline.tokenizer),
+            ("generator", pipeline.generator.net),
+            ("critic", pipeline.critic),
+        )
+        if module is not None
+    }
+    h, w = pipeline.grid
+    print(f"{pipeline.name}: {pipeline.image_size} pixels, {h}x{w} tokens, {pipeline.tokenizer.vocab_size} codes")
+    print("parameters: " + ", ".join(f"{part} {size:.1f} million" for part, size in millions.items()))
+    for field, names in pipeline.labels.names.items():
+        print(f"{field}: {', '.join(names)}")
+    print("recipe: " + ", ".join(f"{key} {value}" for key, value in vars(pipeline.recipe).items()))
+    for key in ("data", "licence", "measured", "minutes"):
+        if key in pipeline.about:
+            print(f"{key}: {pipeline.about[key]}")
+
+
+def _add_model(parser: Parser) -> None:
+    parser.add_argument("--model", type=str, default="emoji-64", help="bundled name, directory or hub repository")
+
+
+def _add_machine(parser: Parser) -> None:
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--dtype", type=str, default="auto", help="auto, fp32 or bf16")
+
+
+def _add_drawing(parser: Parser) -> None:
+    """What a person may set about one drawing; a number that is not given comes from the model's recipe."""
+    parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")
+    parser.add_argument("--steps", type=int, help="forward passes")
+    parser.add_argument("--order", type=str, help="confidence, halton, random or critic")
+    parser.add_argument("--schedule", type=str, help="cosine, linear, arccos or square")
+    parser.add_argument("--guidance", type=float, help="towards the label; 1 is off")
+    parser.add_argument("--guidance-start", type=float, help="share revealed before guidance begins")
+    parser.add_argument("--token-temperature", type=float, help="of the draw; lower is plainer")
+    parser.add_argument("--choice-temperature", type=float, help="of the choice of tokens to keep")
+    parser.add_argument("--top-k", type=int, help="draw among the k most probable codes")
+    parser.add_argument("--top-p", type=float, help="draw among the fewest codes of this probability")
+    _add_machine(parser)
+
+
+def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool = False) -> tuple[Namespace, Any, Any]:
+    """Arguments of a training command, the plan, and the listing (or the code cache) that it is for.
+
+    Parsed twice: what the folder holds decides the defaults of the plan that the arguments then change.
+    """
+    import dataclasses
+
+    from maskimg.training.folder import PRESETS, Plan, plan_for
+
+    if not codes:
+        parser.add_argument("folder", type=str, help="folder of pictures; subfolders or a labels.csv become labels")
+        parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+        parser.add_argument("--licence", type=str, help="of the pictures; kept with the model")
+    parser.add_argument("--out", type=str, required=True, help=out)
+    parser.add_argument("--preset", type=str, default="auto", help="auto, cpu or gpu")
+    parser.add_argument("--minutes", type=float, help="of training in all, instead of the preset's")
+    _add_machine(parser)
+    parser.add_argument("--config", action="config", help="YAML file with what differs from the plan")
+    parser.add_class_arguments(Plan)
+    parser.set_defaults(size=0)  # 0: as the pictures are
+    given = parser.parse_args(arguments)
+    if given.preset not in ("auto", *PRESETS):
+        raise Refused(f"--preset must be auto, {' or '.join(PRESETS)}, got `{given.preset}`")
+    if given.minutes is not None and not 0 < given.minutes < 1e6:
+        raise Refused(f"--minutes must be more than 0, got {given.minutes}")
+
+    if codes:
+        from maskimg.codes import read_codes
+
+        found = read_codes(given.codes)
+        count, labelled, usual = found.codes.shape[1], bool(found.fields), 0
+    else:
+        from maskimg.pictures import list_folder
+        from maskimg.training.folder import usual_side
+
+        found = list_folder(given.folder)
+        count, labelled, usual = len(found.paths), bool(found.fields), usual_side(found.paths)
+    plan = plan_for(count, usual, preset=given.preset, labelled=labelled, minutes=given.minutes, size=given.size)
+    parser.set_defaults(dataclasses.asdict(plan))
+    given = parser.parse_args(arguments)
+    values = parser.instantiate(given)
+    chosen = Plan(**{field.name: values[field.name] for field in dataclasses.fields(Plan)})
+    return given, chosen if chosen.size else dataclasses.replace(chosen, size=plan.size), found
+
+
+def _pipeline(given: Namespace) -> Any:
+    from maskimg.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(given.model, device=given.device, dtype=given.dtype)
+
+
+def _sampler(given: Namespace, recipe: Any) -> Any:
+    """The model's recipe with what was given on the command line."""
+    import dataclasses
+
+    names = [field.name for field in dataclasses.fields(recipe)]
+    return dataclasses.replace(recipe, **{name: given[name] for name in names if given.get(name) is not None})
+
+
+def _label(given: list[str] | None) -> dict[str, str] | str | None:
+    """["bird", "style=noto"] -> what `LabelFields.encode` takes."""
+    given = given or []
+    plain = [text for text in given if "=" not in text]
+    if len(plain) > 1:
+        raise Refused(f"give one plain --label, and the others as FIELD=NAME; got {', '.join(plain)}")
+    named = dict(text.split("=", 1) for text in given if "=" in text)
+    if plain and named:
+        return {"": plain[0], **named}
+    return named or (plain[0] if plain else None)
+
+
+def _png_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise Refused(f"--out must end in .png, got `{text}`")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _say_plan(listing: Any, plan: Any, work: Path) -> None:
+    labels = ", ".join(f"{len(names)} x {field}" for field, names in listing.fields.items()) or "no labels"
+    minutes = sum(b.minutes or 0 for b in (plan.tokenizer_budget, plan.generator_budget, plan.critic_budget))
+    print(f"{len(listing.paths)} pictures ({labels}), {int(listing.held_out.sum())} of them held out")
+    print(
+        f"plan: {plan.size} pixels, {plan.grid[0]}x{plan.grid[1]} tokens, {plan.tokenizer.vocab_size} codes, generator "
+        f"{plan.generator.depth} x {plan.generator.dim}; about {minutes:.0f} minutes; logs and sheets in {work}"
+    )
+
+
+def _say_bad(path: Path) -> None:
+    bad = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in bad:
+        print(f"left out: {line}", file=sys.stderr)
+
+
+def _is_kind(error: Exception) -> bool:
+    """Whether an error's own sentence is meant for the person at the terminal."""
+    from maskimg.training.folder import Stopped
+    from maskimg.training.run import TrainingError
+
+    return isinstance(error, ValueError | OSError | TrainingError | Stopped)

@@ -1,0 +1,293 @@
+"""One command for one's own pictures: a folder in, a model directory out.
+
+`plan_for` picks sizes from the pictures, their number and the preset; `train_folder` runs the stages. Working files
+live beside the model in OUT.training; a stage that is finished is not run again, one that was stopped continues.
+"""
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from maskimg import pictures as reading
+from maskimg.codes import CodeCache, encode_pictures, read_codes
+from maskimg.evaluate import code_usage, psnr
+from maskimg.hardware import pick_device
+from maskimg.pictures import Listing, Pictures
+from maskimg.pipeline import Pipeline
+from maskimg.sampling import Sampler
+from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
+from maskimg.training.run import Budget, Run
+from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from maskimg.transformer import TransformerConfig
+from vqgan import Tokenizer, TokenizerConfig, files
+from vqgan.images import FORMATS, normalize
+
+CHANNELS = {1: (64,), 2: (64, 96), 3: (48, 96, 192), 4: (48, 96, 192, 256)}  # by log2 of the stride
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSize:
+    """Sizes of the generator; vocabulary, grid and labels follow from the tokenizer and the pictures."""
+
+    dim: int = 256
+    depth: int = 6
+    heads: int = 4
+    registers: int = 1
+    dropout: float = 0.1
+    critic_depth: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything about a training run that is decided before it starts; a YAML file holds what differs.
+
+    Attributes:
+        size: side of the pictures in pixels.
+        versions: how often each picture is encoded, each time moved a little.
+        flip: mirror half of the pictures for the generator too; off where left and right mean something.
+        recipe: the finished model's sampler.
+        tokenizer_training, generator_training, generator and the budgets: as in their own classes.
+    """
+
+    size: int = 32
+    versions: int = 4
+    flip: bool = False
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokenizer_training: TokenizerTraining = TokenizerTraining()
+    tokenizer_budget: Budget = Budget(minutes=3)
+    generator: NetworkSize = NetworkSize()
+    generator_training: GeneratorTraining = GeneratorTraining()
+    generator_budget: Budget = Budget(minutes=6.5)
+    critic_budget: Budget = Budget(minutes=1)
+    recipe: Sampler = Sampler()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self.size // self.tokenizer.stride
+        return side, side
+
+
+PRESETS = {
+    "cpu": Plan(size=32),
+    "gpu": Plan(
+        size=64,
+        tokenizer_budget=Budget(minutes=8),
+        generator=NetworkSize(dim=512, depth=12, heads=8, critic_depth=3),
+        generator_training=GeneratorTraining(batch_size=256, learning_rate=1e-3, ema_decay=0.9995),
+        generator_budget=Budget(minutes=16),
+        critic_budget=Budget(minutes=3),
+    ),
+}
+
+
+class Stopped(Exception):
+    """The person stopped the run; the message says how to go on."""
+
+
+def plan_for(
+    count: int,
+    usual_side: int,
+    *,
+    preset: str = "auto",
+    labelled: bool = False,
+    minutes: float | None = None,
+    size: int = 0,
+) -> Plan:
+    """Sizes for `count` pictures of about `usual_side` pixels.
+
+    Args:
+        preset: `cpu` or `gpu`, or `auto` for the one this machine suits.
+        minutes: of training in all, shared out as in the preset.
+        size: side in pixels, a multiple of 8; 16, 32 or 64 as the pictures and the preset ask, if 0.
+    """
+    if preset == "auto":
+        preset = "cpu" if pick_device().type == "cpu" else "gpu"
+    plan = PRESETS[preset]
+    side = size or min(plan.size, next((side for side in (16, 32, 64) if usual_side <= side), plan.size))
+    if side % 8 or not 16 <= side <= 512:
+        raise ValueError(f"size must be a multiple of 8 from 16 to 512, got {side}")
+
+    # A grid of 8x8 tokens up to 64 pixels: fewer tokens learn faster and draw faster than anything else tried.
+    halvings = min(4, max(1, (side // 8).bit_length() - 1))
+    while side % 2**halvings:
+        halvings -= 1
+    tokenizer = TokenizerConfig(
+        levels=(8, 8, 8, 8) if side >= 64 else (8, 5, 5, 5), channels=CHANNELS[halvings], decoder_blocks=2
+    )
+    network = plan.generator
+    if count < 1000:
+        network = dataclasses.replace(network, dim=192, heads=3, depth=4, critic_depth=1, dropout=0.2)
+    batch = max(8, min(plan.generator_training.batch_size, count // 2))
+    plan = dataclasses.replace(
+        plan,
+        size=side,
+        tokenizer=tokenizer,
+        tokenizer_training=dataclasses.replace(plan.tokenizer_training, shift=side // 16),
+        generator=network,
+        generator_training=dataclasses.replace(plan.generator_training, batch_size=batch),
+        recipe=Sampler(guidance=2.5 if labelled else 1.0),
+    )
+    if minutes is not None:
+        whole = sum(
+            budget.minutes or 0 for budget in (plan.tokenizer_budget, plan.generator_budget, plan.critic_budget)
+        )
+        plan = dataclasses.replace(
+            plan,
+            **{
+                name: Budget(minutes=minutes * (getattr(plan, name).minutes or 0) / whole)
+                for name in ("tokenizer_budget", "generator_budget", "critic_budget")
+            },
+        )
+    return plan
+
+
+def train_folder(
+    listing: Listing,
+    plan: Plan,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_bad: float = 0.01,
+    about: dict | None = None,
+    progress=None,
+) -> Pipeline:
+    """Train every stage and write a model directory to `out`; returns the finished model.
+
+    Raises:
+        Stopped: interrupted; a rerun continues.
+        DataError, ModelError, TrainingError: with a sentence each.
+    """
+    out = Path(out)
+    work = working_directory(out)
+    started = time.perf_counter()
+    pictures = reading.read_pictures(listing, plan.size, work / "pictures", max_bad=max_bad, progress=progress)
+    tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", device=device, dtype=dtype)
+    cache = encode_stage(tokenizer, pictures, plan, work / "codes", progress=progress)
+    pipeline = generator_stage(cache, tokenizer, plan, work, device=device, dtype=dtype)
+
+    unseen = pictures.part(held_out=True)
+    pipeline.about.update(
+        {
+            "name": out.name,
+            "data": {"folder": listing.folder.name, "pictures": len(pictures.names), "held_out": len(unseen.names)},
+            **(about or {}),
+            "measured": measure(pipeline, cache, unseen),
+            "plan": dataclasses.asdict(plan),
+            "minutes": round((time.perf_counter() - started) / 60, 1),
+        }
+    )
+    pipeline.save_pretrained(out, pictures={"samples.png": Image.open(work / "generator" / "samples.png")})
+    return pipeline
+
+
+def tokenizer_stage(
+    pictures: Pictures, plan: Plan, directory: Path, *, device: str = "auto", dtype: str = "auto"
+) -> Tokenizer:
+    """Train the tokenizer, or read the one that is already finished in `directory`/model."""
+    finished = _finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
+    if finished:
+        return Tokenizer.from_pretrained(finished).to(pick_device(device))
+    tokenizer, run = train_tokenizer(
+        pictures, plan.tokenizer, plan.tokenizer_training, plan.tokenizer_budget, directory, device=device, dtype=dtype
+    )
+    _require_finished(run)
+    tokenizer.save_pretrained(directory / "model")
+    _mark_finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
+    return tokenizer
+
+
+def encode_stage(tokenizer: Tokenizer, pictures: Pictures, plan: Plan, directory: Path, *, progress=None) -> CodeCache:
+    """Encode the pictures, or read the codes that are already in `directory`."""
+    weights = sum(p.detach().double().abs().sum().item() for p in tokenizer.parameters())
+    key = (plan.versions, plan.flip, pictures.fingerprint, round(weights, 6))
+    if _finished(directory.with_name("codes-state"), key):
+        return read_codes(directory)
+    cache = encode_pictures(tokenizer, pictures, directory, versions=plan.versions, flip=plan.flip, progress=progress)
+    directory.with_name("codes-state").mkdir(exist_ok=True)
+    _mark_finished(directory.with_name("codes-state"), key)
+    return cache
+
+
+def generator_stage(
+    cache: CodeCache, tokenizer: Tokenizer, plan: Plan, work: Path, *, device: str = "auto", dtype: str = "auto"
+) -> Pipeline:
+    """Train generator and critic on cached codes; continues what `work` holds."""
+    size = dataclasses.asdict(plan.generator)
+    critic_depth = size.pop("critic_depth")
+    config = TransformerConfig(cache.vocab_size, cache.grid, cache.label_sizes, **size)
+    net, run = train_generator(
+        cache,
+        config,
+        plan.generator_training,
+        plan.generator_budget,
+        work / "generator",
+        decode=tokenizer.decode,
+        sampler=plan.recipe,
+        device=device,
+        dtype=dtype,
+    )
+    _require_finished(run)
+    critic = None
+    if critic_depth:
+        critic_config = dataclasses.replace(config, depth=critic_depth)
+        critic, run = train_critic(
+            cache, net, critic_config, plan.generator_training, plan.critic_budget, work / "critic",
+            device=device, dtype=dtype,
+        )  # fmt: skip
+        _require_finished(run)
+    return Pipeline(tokenizer, net, critic, labels=cache.fields, recipe=plan.recipe, device=device, dtype=dtype)
+
+
+def measure(pipeline: Pipeline, cache: CodeCache, unseen: Pictures) -> dict[str, float]:
+    """Figures on held-out pictures, kept in pipeline.json."""
+    usage, entropy = code_usage(cache.codes, cache.vocab_size)
+    figures = {"codes_used": round(usage, 4), "code_entropy_bits": round(entropy, 3)}
+    if len(unseen.names):
+        images = normalize(unseen.pixels[:512])
+        restored = torch.cat([pipeline.decode(pipeline.tokenizer.encode(part.to(pipeline.device))).cpu()
+                              for part in images.split(64)])  # fmt: skip
+        figures["held_out_psnr_db"] = round(psnr(restored, images).mean().item(), 2)
+        figures["held_out_nats_per_masked_token"] = round(
+            held_out_loss(pipeline.generator, cache.part(held_out=True)), 3
+        )
+    return figures
+
+
+def usual_side(paths: list[Path]) -> int:
+    """The middle of about a hundred pictures' shorter sides, in pixels."""
+    sides = []
+    for path in paths[:: max(1, len(paths) // 100)]:
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                sides.append(min(image.size))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # unreadable files are reported when they are read
+    return int(statistics.median(sides)) if sides else 64
+
+
+def working_directory(out: Path) -> Path:
+    """Where logs, checkpoints and intermediate files of the model `out` live."""
+    return out.with_name(out.name + ".training")
+
+
+def _require_finished(run: Run) -> None:
+    if run.stopped and not run.finished:
+        raise Stopped(f"stopped at step {run.step} of the {run.describe}; run the same command again to continue")
+
+
+def _mark_finished(directory: Path, key: tuple) -> None:
+    files.write_json(directory / "finished.json", {"key": repr(key)})
+
+
+def _finished(directory: Path, key: tuple) -> Path | None:
+    """The stage's model directory, if it was finished with the same settings and data."""
+    try:
+        same = files.read_json(directory / "finished.json").get("key") == repr(key)
+    except files.ModelError:
+        return None
+    return directory / "model" if same else None

@@ -1,0 +1,258 @@
+"""Training the generator, and after it the token critic, on cached codes."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from maskimg.codes import CodeCache
+from maskimg.hardware import autocast, pick_device, pick_dtype
+from maskimg.maskgit import MaskGit
+from maskimg.sampling import Sampler
+from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
+from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
+from vqgan.images import sheet, to_pil
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorTraining:
+    """How a generator or critic is trained.
+
+    Attributes:
+        batch_size: grids per step.
+        learning_rate: of both optimizers; Muon's is scaled to AdamW's size of step.
+        muon: train hidden matrices with Muon (Jordan et al. 2024) where this torch has it, else all with AdamW.
+        weight_decay: of both.
+        schedule: of mask ratios.
+        condition_drop: probability of forgetting the labels, for guidance.
+        balance: how far rare classes of the first label field are favoured, from 0 (not) to 1 (all alike).
+        ema_decay: of the averaged weights that are kept.
+        seed: of weights, order and masks.
+    """
+
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    muon: bool = True
+    weight_decay: float = 0.05
+    schedule: str = "arccos"
+    condition_drop: float = 0.1
+    balance: float = 0.5
+    ema_decay: float = 0.999
+    seed: int = 0
+
+
+def train_generator(
+    cache: CodeCache,
+    config: TransformerConfig,
+    training: GeneratorTraining,
+    budget: Budget,
+    directory: str | Path,
+    *,
+    decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    sampler: Sampler | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> tuple[MaskedTransformer, Run]:
+    """Train on the grids that are not held out; continues what `directory` holds.
+
+    Args:
+        decode: codes (b, h, w) -> images; with it, samples.png is drawn ten times on the way.
+
+    Returns the network with averaged weights, in eval mode, and the run.
+    """
+    where = pick_device(device)
+    number_format = pick_dtype(dtype, where)
+    train, unseen = cache.part(held_out=False), cache.part(held_out=True)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        model = _maskgit(MaskedTransformer(config), training).to(where)
+    optimizers = _optimizers(model.net, training)
+    ema = Ema(model.net, training.ema_decay)
+
+    run = _run(directory, budget, "generator", config, training, cache)
+    run.restore(model=model.net, ema=ema, **optimizers)
+    shown = int(10 * budget.progress(run.step, run.seconds))
+
+    model.train()
+    for step, progress in run.steps():
+        _set_learning_rate(optimizers, training.learning_rate * learning_rate_scale(progress))
+        codes, condition, generator = _batch(train, training, step, where)
+
+        # Predict the masked tokens.
+        with autocast(where, number_format):
+            loss = model(codes, condition, generator=generator).loss
+
+        run.require_finite(loss)
+        _step(loss, model.net, optimizers)
+        ema.update(model.net, step)
+
+        run.log(loss=loss)
+        if int(10 * progress) > shown:
+            shown = int(10 * progress)
+            averaged = _maskgit(_averaged(model.net, ema), training).eval()
+            with autocast(where, number_format):
+                run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+                if decode:
+                    draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
+
+    net = _averaged(model.net, ema)
+    averaged = _maskgit(net, training).eval()
+    with autocast(where, number_format):
+        run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+        if decode:
+            draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
+    return net, run
+
+
+def train_critic(
+    cache: CodeCache,
+    net: MaskedTransformer,
+    config: TransformerConfig,
+    training: GeneratorTraining,
+    budget: Budget,
+    directory: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> tuple[TokenCritic, Run]:
+    """Train a critic to find the codes that the finished `net` got wrong; continues what `directory` holds."""
+    where = pick_device(device)
+    number_format = pick_dtype(dtype, where)
+    train = cache.part(held_out=False)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        critic = TokenCritic(config).to(where)
+    model = _maskgit(net.to(where), training, critic)
+    optimizers = _optimizers(critic, training)
+    ema = Ema(critic, training.ema_decay)
+
+    run = _run(directory, budget, "critic", config, training, cache)
+    run.restore(model=critic, ema=ema, **optimizers)
+
+    model.train()
+    net.eval()  # what the critic judges must come from the generator as it will be used
+    for step, progress in run.steps():
+        _set_learning_rate(optimizers, training.learning_rate * learning_rate_scale(progress))
+        codes, condition, generator = _batch(train, training, step, where)
+
+        # Mask, fill with the generator's draws, and tell which codes are wrong.
+        with autocast(where, number_format):
+            loss = model(codes, condition, only_train_critic=True, generator=generator).loss
+
+        run.require_finite(loss)
+        _step(loss, critic, optimizers)
+        ema.update(critic, step)
+        run.log(loss=loss)
+
+    averaged = TokenCritic(config).to(where)
+    ema.copy_to(averaged)
+    return averaged.eval(), run
+
+
+@torch.no_grad()
+def held_out_loss(model: MaskGit, unseen: CodeCache, limit: int = 512) -> float:
+    """Masked cross-entropy, in nats per masked token, on grids that were not trained on, always with the same masks."""
+    if not len(unseen.labels):
+        return float("nan")
+    total = 0.0
+    count = min(limit, unseen.codes.shape[1])
+    generator = torch.Generator().manual_seed(0)
+    for chosen in torch.arange(count).split(128):
+        codes = unseen.codes[0, chosen].to(model.device)
+        condition = unseen.labels[chosen].to(model.device) if unseen.fields else None
+        total += model(codes, condition, only_train_generator=True, generator=generator).loss.item() * len(chosen)
+    return total / count
+
+
+@torch.no_grad()
+def draw_samples(
+    model: MaskGit, decode: Callable[[torch.Tensor], torch.Tensor], sampler: Sampler, path: Path, count: int = 32
+) -> None:
+    """A sheet of samples, one label of the first field after the other; always the same seeds."""
+    condition = None
+    if model.net.label_sizes:
+        condition = torch.tensor(model.net.label_sizes).repeat(count, 1)
+        condition[:, 0] = torch.arange(count) % model.net.label_sizes[0]
+        condition = condition.to(model.device)
+    codes = model.generate(count, condition, sampler=sampler, seeds=torch.arange(count))
+    sheet([to_pil(image) for image in decode(codes)], 8).save(path)
+
+
+def _maskgit(net: MaskedTransformer, training: GeneratorTraining, critic: TokenCritic | None = None) -> MaskGit:
+    return MaskGit(net, schedule=training.schedule, condition_drop=training.condition_drop, token_critic=critic)
+
+
+def _batch(
+    train: CodeCache, training: GeneratorTraining, step: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Generator]:
+    """Codes (b, h, w), condition (b, f) or None, and the generator for the rest of this step."""
+    generator = step_generator(training.seed, step)
+    versions, count = train.codes.shape[:2]
+    if train.fields and training.balance:
+        first = train.labels[:, 0]
+        weights = first.bincount().clamp(min=1)[first].float() ** -training.balance
+        chosen = torch.multinomial(weights, training.batch_size, replacement=True, generator=generator)
+    else:
+        chosen = batch_indices(training.seed, step, count, training.batch_size)
+    version = torch.randint(versions, (training.batch_size,), generator=generator)
+    condition = train.labels[chosen].to(device) if train.fields else None
+    return train.codes[version, chosen].to(device), condition, generator
+
+
+def _optimizers(module: nn.Module, training: GeneratorTraining) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks, AdamW for embeddings, heads, biases and modulations."""
+    muon = getattr(torch.optim, "Muon", None) if training.muon else None
+    hidden = [p for name, p in module.named_parameters() if ".blocks." in name and p.ndim == 2]
+    chosen = {id(p) for p in hidden} if muon else set()
+    rest = [p for p in module.parameters() if id(p) not in chosen]
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(
+            rest, lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=training.weight_decay
+        )
+    }
+    if muon:
+        optimizers["muon"] = muon(
+            hidden, lr=training.learning_rate, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+    return optimizers
+
+
+def _set_learning_rate(optimizers: dict[str, torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def _step(loss: torch.Tensor, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> None:
+    for optimizer in optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    for optimizer in optimizers.values():
+        optimizer.step()
+
+
+def _run(
+    directory: str | Path,
+    budget: Budget,
+    describe: str,
+    config: TransformerConfig,
+    training: GeneratorTraining,
+    cache: CodeCache,
+) -> Run:
+    identity = {
+        describe: dataclasses.asdict(config),
+        "training": dataclasses.asdict(training),
+        "data": cache.fingerprint,
+    }
+    return Run(directory, budget, describe=describe, identity=identity)
+
+
+def _averaged(net: MaskedTransformer, ema: Ema) -> MaskedTransformer:
+    averaged = MaskedTransformer(net.config).to(next(net.parameters()).device)
+    ema.copy_to(averaged)
+    return averaged.eval()

@@ -1,0 +1,283 @@
+"""What every training loop needs around its step: a budget, checkpoints, a log, a progress bar, a clean stop.
+
+Nothing here is random: a step's randomness comes from `step_generator(seed, step)` and the order of the pictures
+from `batch_indices(seed, step, ...)`, so a run that is stopped and resumed sees what an uninterrupted one sees.
+"""
+
+import dataclasses
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+from vqgan import files
+
+CHECKPOINT_SECONDS = 60.0
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long to train: a number of steps, of minutes spent in the loop, or whichever ends first."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self):
+        if self.steps is None and self.minutes is None:
+            raise ValueError("a budget needs steps or minutes")
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share used up, 0 to 1."""
+        by_steps = step / self.steps if self.steps else float(self.steps == 0)
+        by_time = seconds / (60 * self.minutes) if self.minutes else float(self.minutes == 0)
+        return min(1.0, max(by_steps, by_time))
+
+
+def learning_rate_scale(progress: float, *, warmup: float = 0.02, cooldown: float = 0.4) -> float:
+    """Warm-up, constant, linear cool-down to zero: most of a short run's loss falls in the cool-down."""
+    return min(1.0, (progress + 1e-3) / warmup, max(0.0, 1 - progress) / cooldown)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one training step, the same whenever it is run."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def batch_indices(seed: int, step: int, count: int, batch_size: int) -> torch.Tensor:
+    """Which of `count` samples step `step` trains on: (batch_size,) int64, each once an epoch, reshuffled."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    indices = torch.empty_like(positions)
+    for epoch in (positions // count).unique().tolist():
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7_919 + epoch))
+        here = positions // count == epoch
+        indices[here] = order[positions[here] % count]
+    return indices
+
+
+class Ema:
+    """Exponential moving average of a module's weights, with a ramp so that short runs profit too."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.shadow = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point():
+                self.shadow[name].lerp_(tensor, 1 - decay)
+            else:
+                self.shadow[name].copy_(tensor)
+
+    def copy_to(self, module: nn.Module) -> None:
+        module.load_state_dict(self.shadow)
+
+
+class Run:
+    """One stage of training in a directory: `steps()` drives the loop.
+
+        run = Run(directory, budget, describe="tokenizer")
+        run.restore(model=model, ema=ema, optimizer=optimizer)
+        for step, progress in run.steps():
+            ...
+            run.log(loss=loss)
+
+    Checkpoints are written every minute, when the loop is stopped (SIGINT, SIGTERM) and at the end.
+    """
+
+    def __init__(self, directory: str | Path, budget: Budget, *, describe: str, identity: dict[str, Any]):
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.budget, self.describe = budget, describe
+        # What must not change between a stop and its continuation, as JSON reads it back.
+        self.identity = json.loads(json.dumps(identity))
+        self.step, self.seconds = 0, 0.0
+        self.stopped = False
+        self._state: dict[str, Any] = {}
+        self._pending: dict[str, list[torch.Tensor]] = {}
+        self._bar: tqdm | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.budget.progress(self.step, self.seconds) >= 1
+
+    def restore(self, **state: Any) -> bool:
+        """Continue from the newest whole checkpoint, if there is one. `state`: modules, optimizers, EMAs by name.
+
+        Raises:
+            ModelError: the checkpoint belongs to other settings or other data.
+        """
+        self._state = state
+        for directory in sorted(self._checkpoints(), reverse=True):
+            try:
+                files.verify(directory)
+            except files.ModelError as error:
+                print(f"skipping a checkpoint: {error}")
+                continue
+            self._load(directory)
+            return True
+        return False
+
+    def steps(self) -> Iterator[tuple[int, float]]:
+        """Yield (step, progress in [0, 1)) until the budget is used up or the run is stopped."""
+        saved = last = time.perf_counter()
+        with _StopSignals() as signals, self._progress_bar() as self._bar:
+            while not self.finished and not signals.received:
+                yield self.step, self.budget.progress(self.step, self.seconds)
+                self.step += 1
+                now = time.perf_counter()
+                self.seconds += now - last
+                last = now
+                self._show()
+                if now - saved > CHECKPOINT_SECONDS:
+                    self.save()
+                    saved = last = time.perf_counter()
+            self.save()
+            if self._pending:
+                self.write_log()
+            self.stopped = signals.received
+        self._bar = None
+
+    def log(self, **values: torch.Tensor | float) -> None:
+        """Collect a step's figures; a line with their means is written every fiftieth step."""
+        for name, value in values.items():
+            self._pending.setdefault(name, []).append(torch.as_tensor(value).detach())
+        if self.step % 50 == 49:
+            self.write_log()
+
+    def require_finite(self, loss: torch.Tensor) -> None:
+        """Raises: TrainingError where the loss is not a finite number, before it can reach the weights."""
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the {self.describe}'s loss became {loss.item()} at step {self.step}: lower the learning rate, or use "
+                f"`--dtype fp32`; the last checkpoint in `{self.directory}` is good"
+            )
+
+    def write_log(self, **extra: Any) -> None:
+        """Append one JSON line: step, seconds, means since the last line, and `extra`."""
+        means = {name: torch.stack([v.float().cpu() for v in vs]).mean().item() for name, vs in self._pending.items()}
+        self._pending.clear()
+        line = {"step": self.step, "seconds": round(self.seconds, 1), **means, **extra}
+        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._bar is not None:
+            shown = {name: f"{value:.3f}" for name, value in means.items()}
+            self._bar.set_postfix(shown, refresh=False)
+
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all, and only then drop the older ones."""
+        older = self._checkpoints()
+        target = self.directory / "checkpoints" / f"step-{self.step:09d}"
+        with files.atomic_directory(target) as directory:
+            for name, part in self._state.items():
+                save_file(_tensors(part), directory / f"{name}.safetensors")
+            state = {"format": 1, "step": self.step, "seconds": self.seconds, "identity": self.identity}
+            files.write_json(directory / "state.json", state)
+        for directory in older:
+            if directory != target:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _load(self, directory: Path) -> None:
+        about = files.read_json(directory / "state.json")
+        for key in self.identity.keys() | about["identity"].keys():
+            before, now = about["identity"].get(key), self.identity.get(key)
+            if before != now:
+                raise files.ModelError(
+                    f"`{self.directory}` holds a {self.describe} run with another {key} ({_short(before)}, "
+                    f"now {_short(now)}): use the same settings to continue it, or another folder to start anew"
+                )
+        for name, part in self._state.items():
+            _fill(part, load_file(directory / f"{name}.safetensors"))
+        self.step, self.seconds = about["step"], about["seconds"]
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.directory / "checkpoints").glob("step-*"))
+
+    def _progress_bar(self) -> tqdm:
+        total = self.budget.steps if self.budget.minutes is None else None
+        layout = "{desc}: {bar} {postfix}" if total is None else None
+        bar = tqdm(total=total or 1.0, desc=self.describe, bar_format=layout, mininterval=1.0, dynamic_ncols=True)
+        bar.n = self.step if total else self.budget.progress(self.step, self.seconds)
+        return bar
+
+    def _show(self) -> None:
+        bar = self._bar
+        if bar is None:
+            return
+        if self.budget.minutes is None:
+            bar.update(1)
+            return
+        # tqdm's own rate means nothing where the total is a share of time, so say rate and time left in words.
+        left = self.seconds / max(self.budget.progress(self.step, self.seconds), 1e-9) - self.seconds
+        bar.set_description(
+            f"{self.describe} step {self.step}, {self.step / self.seconds:.1f}/s, {left / 60:.1f} min left",
+            refresh=False,
+        )
+        bar.update(self.budget.progress(self.step, self.seconds) - bar.n)
+
+
+class _StopSignals:
+    """While active, SIGINT and SIGTERM only set `received`; a second SIGINT interrupts at once."""
+
+    def __init__(self):
+        self.received = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+def _tensors(part: nn.Module | torch.optim.Optimizer | Ema) -> dict[str, torch.Tensor]:
+    if isinstance(part, Ema):
+        tensors = part.shadow
+    elif isinstance(part, nn.Module):
+        tensors = part.state_dict()
+    else:
+        state = part.state_dict()["state"]
+        tensors = {f"{i}.{key}": torch.as_tensor(value) for i, values in state.items() for key, value in values.items()}
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _fill(part: nn.Module | torch.optim.Optimizer | Ema, tensors: dict[str, torch.Tensor]) -> None:
+    if isinstance(part, Ema):
+        for name, tensor in tensors.items():
+            part.shadow[name].copy_(tensor)
+    elif isinstance(part, nn.Module):
+        part.load_state_dict(tensors)
+    else:
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 40 else text[:37] + "..."

@@ -1,0 +1,198 @@
+"""The command line: bad input gives one sentence and exit code 2, never a traceback, and writes nothing."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_pipeline
+
+from maskimg.cli import COMMANDS, main, overview
+from maskimg.pipeline import read_recipe
+from vqgan import load_image
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (40, 24), (200, 30, 30)).save(path)
+    return path
+
+
+@pytest.fixture
+def mask(tmp_path) -> Path:
+    path = tmp_path / "mask.png"
+    painted = np.zeros((24, 40), np.uint8)
+    painted[4:6, 3:30] = 255
+    Image.fromarray(painted).save(path)
+    return path
+
+
+def refused(capsys, *arguments: object) -> str:
+    """The sentence with which the command refuses."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("maskimg: ")
+    return error
+
+
+def test_help_lists_every_command_and_every_command_has_help(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.strip() == overview().strip()
+    for command in COMMANDS:
+        assert f"  {command} " in shown
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"maskimg {command}" in capsys.readouterr().out
+
+
+def test_the_installed_command_answers_bad_input_without_a_traceback():
+    done = subprocess.run([sys.executable, "-m", "maskimg", "info", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "maskimg: there is no model directory `nowhere`\n"
+
+
+def test_sample_writes_the_asked_pictures_and_a_rerun_draws_only_what_is_missing(model, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["sample", "--model", str(model), "--out", str(out), "--count", "5", "--seed", "9", "--label", "cat"]
+    assert main(arguments) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert sorted(before) == [f"{seed:06d}.png" for seed in range(9, 14)]
+
+    (out / "000010.png").unlink()
+    (out / "000012.png").write_bytes(before["000012.png"][:60])  # as a full disk would leave it
+    assert main([*arguments, "--batch-size", "1"]) == 0
+    assert "2 new, 5 in all" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_sample_refuses_a_folder_that_holds_pictures_of_another_recipe(model, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["sample", "--model", str(model), "--out", str(out), "--count", "1"])
+    assert "another recipe" in refused(
+        capsys, "sample", "--model", model, "--out", out, "--count", "1", "--label", "cat"
+    )
+
+
+def test_labels_may_be_plain_and_named(model, tmp_path):
+    out = tmp_path / "out"
+    main(
+        ["sample", "--model", str(model), "--out", str(out), "--count", "1", "--label", "cat", "--label", "style=flat"]
+    )
+    recipe = read_recipe(out / "000000.png")
+    assert recipe["label"] == {"class": "cat", "style": "flat"}
+
+
+def test_inpaint_keeps_every_pixel_outside_the_redrawn_tokens(model, picture, mask, tmp_path):
+    out = tmp_path / "new.png"
+    main(["inpaint", str(picture), str(mask), "--model", str(model), "--out", str(out), "--grow", "0"])
+    changed = (np.array(load_image(out)) != np.array(load_image(picture))).any(-1)
+    assert changed.any()
+    assert not changed[12:].any()  # paint in rows 4 and 5 reaches the tokens of the upper half at most
+
+
+def test_reconstruct_and_info_answer(model, picture, tmp_path, capsys):
+    out = tmp_path / "restored.png"
+    main(["reconstruct", str(picture), "--model", str(model), "--out", str(out)])
+    assert load_image(out).size == (16, 10)
+    main(["info", str(model)])
+    shown = capsys.readouterr().out
+    assert "4x4 tokens, 64 codes" in shown
+    assert "class: bird, bug, cat" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["sing"], "there is no command `sing`"),
+        (["sample"], "out"),
+        (["sample", "--out", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["sample", "--out", "x", "--steps", "many"], "expected a whole number"),
+        (["sample", "--out", "x", "--steps", "0"], "steps must be between 1 and 1024, got 0"),
+        (["sample", "--out", "x", "--guidance", ".nan"], "guidance must be between 0 and 20, got nan"),
+        (["sample", "--out", "x", "--order", "spiral"], "order must be one of confidence"),
+        (["sample", "--out", "x", "--count", "0"], "must be 1 or more"),
+        (["sample", "--out", "x", "--seed", "-1"], "seed must be between 0 and 4294967295"),
+        (["sample", "--out", "x", "--label", "cta"], "there is no class `cta`; did you mean `cat`?"),
+        (["sample", "--out", "x", "--label", "mood=gay"], "there is no label field `mood`"),
+        (["sample", "--out", "x", "--label", "cat", "--label", "bug"], "give one plain --label"),
+        (["sample", "--out", "x", "--device", "abacus"], "there is no device `abacus`"),
+        (["sample", "--out", "x", "--dtype", "fp13"], "dtype must be"),
+    ],
+)
+def test_wrong_arguments_get_a_sentence(model, arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    extra = ["--model", str(model)] if arguments[0] == "sample" and len(arguments) > 1 else []
+    assert sentence in refused(capsys, *arguments, *extra)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_cannot_be_used_gets_a_sentence(model, tmp_path, capsys):
+    assert "there is no model directory" in refused(capsys, "info", tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "it has no manifest.json" in refused(capsys, "info", tmp_path / "empty")
+
+    for damage, sentence in (("flip", "is damaged"), ("cut", "is incomplete"), ("remove", "is missing")):
+        copy = tmp_path / damage
+        shutil.copytree(model, copy)
+        weights = copy / "generator" / "model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[-5] ^= 1
+        weights.write_bytes(data if damage == "flip" else data[:-9])
+        if damage == "remove":
+            weights.unlink()
+        assert sentence in refused(capsys, "sample", "--model", copy, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_that_cannot_be_used_gets_a_sentence(model, picture, mask, tmp_path, capsys):
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    small = tmp_path / "small.png"
+    Image.new("L", (10, 10), 255).save(small)
+    empty = tmp_path / "black.png"
+    Image.new("L", (40, 24)).save(empty)
+    ending = ["--model", model, "--out", tmp_path / "out.png"]
+    assert "not a readable PNG" in refused(capsys, "reconstruct", text, *ending)
+    assert "there is no such file" in refused(capsys, "inpaint", tmp_path / "none.png", mask, *ending)
+    assert "the mask is 10x10 but the image is 40x24" in refused(capsys, "inpaint", picture, small, *ending)
+    assert "nothing is painted" in refused(capsys, "inpaint", picture, empty, *ending)
+    assert "must end in .png" in refused(
+        capsys, "reconstruct", picture, "--model", model, "--out", tmp_path / "out.gif"
+    )
+    assert "holds no maskimg recipe" in refused(capsys, "info", picture)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_folder_that_cannot_be_trained_on_gets_a_sentence(tmp_path, capsys):
+    ending = ["--out", tmp_path / "model", "--preset", "cpu"]
+    assert "there is no folder" in refused(capsys, "train", tmp_path / "none", *ending)
+    (tmp_path / "empty").mkdir()
+    assert "holds no PNG, JPEG or WebP pictures" in refused(capsys, "train", tmp_path / "empty", *ending)
+    (tmp_path / "bad").mkdir()
+    for i in range(6):
+        (tmp_path / "bad" / f"{i}.png").write_text("not a picture")
+    assert "none of the 6 pictures" in refused(capsys, "train", tmp_path / "bad", *ending)
+    assert "--minutes must be more than 0" in refused(capsys, "train", tmp_path / "bad", *ending, "--minutes", "0")
+    assert "size must be a multiple of 8" in refused(capsys, "train", tmp_path / "bad", *ending, "--size", "30")
+    assert "unrecognized arguments: --generator.deep" in refused(
+        capsys, "train", tmp_path / "bad", *ending, "--generator.deep", "3"
+    )
+    config = tmp_path / "config.yaml"
+    config.write_text("generator:\n  deep: 3\n")
+    assert "deep" in refused(capsys, "train", tmp_path / "bad", *ending, "--config", config)
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,74 @@
+"""A folder of drawn pictures through every command, as a person would type them."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from maskimg.cli import main
+from vqgan import load_image
+
+QUICK = [
+    "--preset", "cpu", "--size", "16", "--versions", "2",
+    "--tokenizer.channels", "[16,16]", "--tokenizer_budget.minutes", "null", "--tokenizer_budget.steps", "60",
+    "--generator.dim", "64", "--generator.heads", "2", "--generator.depth", "2", "--generator.critic_depth", "1",
+    "--generator_training.batch_size", "32", "--generator_budget.minutes", "null", "--generator_budget.steps", "60",
+    "--critic_budget.minutes", "null", "--critic_budget.steps", "10",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(draw_pictures, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures")
+    draw_pictures(path, count=60, size=16, classes=("circle", "square"))
+    (path / "circle" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("models") / "shapes"
+    main(["train", str(folder), "--out", str(out), *QUICK])
+    return out
+
+
+def test_train_writes_a_model_whose_loss_fell_and_names_the_bad_file(trained, folder, capsys):
+    about = json.loads((trained / "pipeline.json").read_text())
+    assert about["labels"] == {"class": ["circle", "square"]}
+    assert about["data"]["pictures"] == 60
+    assert about["measured"]["held_out_psnr_db"] > 8
+    assert load_image(trained / "samples.png").width > 16
+
+    work = trained.with_name("shapes.training")
+    assert "broken.png" in (work / "pictures" / "bad.txt").read_text()
+    for stage in ("tokenizer", "generator", "critic"):
+        lines = [json.loads(line) for line in (work / stage / "log.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] <= 60
+        assert all(line["seconds"] >= 0 for line in lines)
+
+
+def test_a_rerun_of_train_finds_everything_finished(trained, folder, capsys):
+    before = json.loads((trained / "pipeline.json").read_text())["measured"]
+    main(["train", str(folder), "--out", str(trained), *QUICK])
+    assert json.loads((trained / "pipeline.json").read_text())["measured"] == before
+
+
+def test_the_trained_model_samples_inpaints_and_reconstructs(trained, folder, tmp_path, capsys):
+    main(["sample", "--model", str(trained), "--out", str(tmp_path / "out"), "--count", "3", "--label", "circle"])
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    picture = next((folder / "square").glob("*.png"))
+    Image.new("L", (16, 16), 255).save(tmp_path / "mask.png")
+    main(
+        ["inpaint", str(picture), str(tmp_path / "mask.png"), "--model", str(trained), "--out", str(tmp_path / "a.png")]
+    )
+    main(["reconstruct", str(picture), "--model", str(trained), "--out", str(tmp_path / "b.png")])
+    assert load_image(tmp_path / "a.png").size == load_image(tmp_path / "b.png").size == (16, 16)
+
+
+def test_the_stages_one_by_one_give_a_model_too(folder, tmp_path, capsys):
+    tokenizer, codes, model = (str(tmp_path / name) for name in ("tokenizer", "codes", "model"))
+    main(["train-tokenizer", str(folder), "--out", tokenizer, *QUICK])
+    main(["encode", str(folder), tokenizer, "--size", "16", "--versions", "2", "--out", codes])
+    main(["train-generator", codes, tokenizer, "--out", model, *QUICK])
+    main(["sample", "--model", model, "--out", str(tmp_path / "out"), "--count", "1", "--label", "square"])
+    assert (tmp_path / "out" / "000000.png").exists()

@@ -1,0 +1,33 @@
+"""Models small enough to test with: a 16-pixel tokenizer and a 4x4-token generator of width 32, untrained."""
+
+import torch
+
+from maskimg.pipeline import Pipeline
+from maskimg.sampling import Sampler
+from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
+from vqgan import Tokenizer, TokenizerConfig
+
+LABELS = {"class": ["bird", "bug", "cat"], "style": ["flat", "round"]}
+TOKENIZER = TokenizerConfig(levels=(4, 4, 4), channels=(16, 16), encoder_blocks=1, decoder_blocks=1)
+NETWORK = TransformerConfig(vocab_size=64, grid=(4, 4), label_sizes=(3, 2), dim=32, depth=2, heads=2)
+
+
+def tiny_pipeline(*, labels: bool = True, critic: bool = True, seed: int = 0, dtype: str = "fp32") -> Pipeline:
+    """A whole untrained model whose weights depend on `seed` only; its logits are far from uniform."""
+    config = NETWORK if labels else TransformerConfig(64, (4, 4), dim=32, depth=2, heads=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net, judge, tokenizer = MaskedTransformer(config), TokenCritic(config), Tokenizer(TOKENIZER)
+        for module in (net, judge):
+            for parameter in module.parameters():
+                parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return Pipeline(
+        tokenizer,
+        net,
+        judge if critic else None,
+        labels=LABELS if labels else {},
+        recipe=Sampler(steps=4),
+        about={"name": "tiny"},
+        device="cpu",
+        dtype=dtype,
+    )
