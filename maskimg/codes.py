@@ -154,6 +154,8 @@ class MaskedTokenDataset(Dataset):
         return len(self.data) // self.max_seq_len if self.data.ndim == 1 else len(self.data)
 
     def __getitem__(self, index: int) -> torch.Tensor:
+        if index >= len(self):
+            raise IndexError(f"item {index} of {len(self)}")  # ends a plain `for`, although windows are random
         if self.data.ndim > 1:
             window = self.data[index]
         else:

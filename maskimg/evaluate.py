@@ -81,7 +81,7 @@ def train_judge(
         model.train()
         # Rare classes are drawn as often as common ones.
         weights = 1 / labels.bincount(minlength=classes).clamp(min=1)[labels].float()
-        for step in progress(range(steps), desc="training the judge") if progress else range(steps):
+        for step in progress(range(steps), desc="classifier") if progress else range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = 2e-3 * learning_rate_scale(step / steps)
             generator = step_generator(seed, step)

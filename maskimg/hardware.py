@@ -1,9 +1,11 @@
 """Which device and which number format to compute in, decided by measuring rather than by name."""
 
+import shutil
 import time
 from functools import cache
 
 import torch
+from torch import nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,6 +43,21 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """A context that computes matrix products and convolutions in `dtype`."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def compile_blocks(network: nn.Module, device: torch.device) -> bool:
+    """Compile the repeated blocks of a network in place, where that can work; returns whether it was done.
+
+    Compiling takes half a minute and then saves a third of a training step on a CPU. It needs a C++ compiler there.
+    """
+    if device.type == "mps" or not (shutil.which("g++") or shutil.which("clang++")):
+        return False
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1:
+            for child in module:
+                if next(child.children(), None) is not None:  # a block, not a leaf such as an embedding
+                    child.compile(dynamic=False)
+    return True
 
 
 @cache

@@ -34,7 +34,7 @@ class MaskGit(nn.Module):
         net: codes (b, h, w) and condition (b, f) -> logits (b, h, w, v).
         mask_id: the code that stands for MASK; it must be `net.vocab_size`, outside the codebook.
         steps: default number of sampling steps.
-        schedule: of training mask ratios, and the default one of `generate`.
+        schedule: of training mask ratios, and the default one of `generate` (cosine where this is a function).
         no_replace_prob: share of masked positions that keep their code in the input (and are still predicted).
         random_token_prob: share of masked positions that hold a random code in the input.
         condition_drop: probability with which training forgets the condition.
@@ -192,7 +192,9 @@ class MaskGit(nn.Module):
         if seeds is None:
             seeds = torch.randint(0, 2**32, (batch_size,))
         if sampler is None:
-            sampler = Sampler(steps=steps or self.steps, order="critic" if self.has_critic else "confidence")
+            schedule = self.schedule if isinstance(self.schedule, str) else "cosine"
+            order = "critic" if self.has_critic else "confidence"
+            sampler = Sampler(steps=self.steps if steps is None else steps, schedule=schedule, order=order)
         return sample(self, codes, condition, sampler, seeds)
 
     def _checked(self, codes: torch.Tensor, only_generator: bool, only_critic: bool) -> torch.Tensor:

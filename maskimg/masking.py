@@ -1,8 +1,8 @@
 """Which tokens are masked: schedules, exact counts, and painted pixels -> tokens.
 
 A schedule gamma maps progress r in [0, 1] to the share of tokens still masked, falling from 1 to 0 (Chang et al.
-2022, MaskGIT, arXiv 2202.04200, section 3.3). Counts are integers computed in float64, so that neither
-cos(pi/2) = 6e-17 nor gamma(2/3) = 1/2 turns on a last bit.
+2022, MaskGIT, arXiv 2202.04200, section 3.3). Counts are integers computed in float64 and rounded to nearest: rounding
+up, as the paper prints it, leaves one token masked at the end, since cos(pi/2) is 6e-17.
 
 Shapes: b images, h w tokens, n = h * w.
 """

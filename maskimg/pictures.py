@@ -31,7 +31,7 @@ class Listing:
     Attributes:
         paths: the pictures, in a fixed order.
         fields: the label names of each field, by field; empty without labels.
-        labels: (n, f) int64, an index into each field's names.
+        labels: (n, f) int64, an index into each field's names, or their number where a picture has none.
         held_out: (n,) bool, True where a picture is kept out of training.
     """
 
@@ -211,8 +211,15 @@ def _list_csv(folder: Path) -> Listing:
     if not rows or "file" not in rows[0]:
         raise DataError(f"`{path}` needs a header with a column `file`, and a row per picture")
     columns = [name for name in rows[0] if name not in ("file", "split") and name]
-    fields = {name: sorted({row[name] or "" for row in rows}) for name in columns}
-    labels = np.array([[fields[name].index(row[name] or "") for name in columns] for row in rows], np.int64)
+    short = next((number for number, row in enumerate(rows, 2) if not row["file"]), None)
+    if short is not None:
+        raise DataError(f"`{path}` names no file in row {short}")
+    fields = {name: sorted({row[name] for row in rows if row[name]}) for name in columns}
+    # An empty cell is the null label, one past the last name.
+    places = {name: {label: i for i, label in enumerate(names)} for name, names in fields.items()}
+    labels = np.array(
+        [[places[name].get(row[name] or "", len(fields[name])) for name in columns] for row in rows], np.int64
+    )
     paths = [folder / row["file"] for row in rows]
     outside = next((p for p in paths if not p.resolve().is_relative_to(folder.resolve())), None)
     if outside is not None:
@@ -225,7 +232,10 @@ def _list_csv(folder: Path) -> Listing:
 
 
 def _held_out(folder: Path, paths: list[Path]) -> np.ndarray:
-    """One in twenty, by a hash of the name: adding pictures moves none from one part to the other."""
+    """One in twenty, by a hash of the name, so that adding pictures moves none from one part to the other.
+
+    Of a folder so small that none or all are chosen, the last picture.
+    """
     digests = [hashlib.sha256(_name(path.relative_to(folder)).encode()).digest() for path in paths]
     held_out = np.array([digest[0] * 20 < 256 for digest in digests])
     if not held_out.any() or held_out.all():

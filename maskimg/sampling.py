@@ -108,10 +108,11 @@ def sample_steps(
     b, h, w = codes.shape
     seeds = seeds.to(codes.device) % SEEDS
     given = codes != model.mask_id
-    counts = masked_counts((~given).sum(dim=(1, 2)), sampler.steps, sampler.schedule)  # (b, steps), on the CPU
+    unknown = (~given).sum(dim=(1, 2)).cpu()
+    counts = masked_counts(unknown, sampler.steps, sampler.schedule)  # (b, steps), on the CPU
 
     for i in range(sampler.steps):
-        if i and not counts[:, i - 1].any():
+        if not (counts[:, i - 1] if i else unknown).any():
             return  # every image is complete: never spend a forward that reveals nothing
         r = (i + 1) / sampler.steps
         mask = codes == model.mask_id
@@ -145,8 +146,6 @@ def sample(
     model: Model, codes: torch.Tensor, condition: torch.Tensor | None, sampler: Sampler, seeds: torch.Tensor
 ) -> torch.Tensor:
     """Run `sample_steps` to its end: codes (b, h, w), some MASK -> complete codes (b, h, w)."""
-    if not (codes == model.mask_id).any():
-        return codes
     for step in sample_steps(model, codes, condition, sampler, seeds):
         codes = step.codes
     return codes

@@ -6,6 +6,7 @@ safetensors itself notices a truncated file but not a flipped bit.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -41,7 +42,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+    _remove_stale(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-{os.getpid()}-", dir=path.parent))
     try:
         temporary.chmod(0o755)
         yield temporary
@@ -71,7 +73,7 @@ def verify(directory: str | Path) -> None:
     if not (directory / MANIFEST).is_file():
         raise ModelError(f"`{directory}` is not a finished maskimg model: it has no {MANIFEST}")
     listed = read_json(directory / MANIFEST).get("files")
-    if not isinstance(listed, dict):
+    if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
         raise ModelError(f"`{directory / MANIFEST}` is damaged: download or train the model again")
     for name, expected in listed.items():
         path = directory / name
@@ -81,6 +83,9 @@ def verify(directory: str | Path) -> None:
             raise ModelError(f"`{path}` is incomplete (its size is not the one in the manifest): download it again")
         if _fingerprint(path) != expected:
             raise ModelError(f"`{path}` is damaged (its checksum is not the one in the manifest): download it again")
+    for name in _files(directory):
+        if name.endswith((".safetensors", ".json")) and name not in listed:
+            raise ModelError(f"`{directory / name}` is not listed in the manifest: download or train the model again")
 
 
 def write_module(directory: Path, config: dict[str, Any], module: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -105,7 +110,10 @@ def read_config(directory: Path, config_type: type[Config]) -> Config:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ModelError(f"`{directory}/config.json` holds the unknown key `{unknown[0]}`: upgrade maskimg")
-    return config_type(**{key: _tuples(value) for key, value in values.items()})
+    try:
+        return config_type(**{key: _tuples(value) for key, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"`{directory}/config.json` cannot be used ({error}): download the model again") from error
 
 
 def read_weights(directory: Path, module: Module) -> Module:
@@ -211,24 +219,57 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 def _sync(directory: Path) -> None:
     for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync_one(path)
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    if path.exists():
-        # Two renames: a directory cannot be replaced in one. A crash in between leaves the old one beside it.
-        retired = path.with_name(f".{path.name}.old-{os.getpid()}")
+    """Put `temporary` in the place of `path`; what was there is left at `temporary`, if anything."""
+    if not path.exists():
+        temporary.rename(path)
+    elif not _exchange(temporary, path):
+        # Without an exchange it takes two renames; should the second fail, the first is undone.
+        retired = path.with_name(f"{temporary.name}-old")
         path.rename(retired)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            retired.rename(path)
+            raise
         shutil.rmtree(retired, ignore_errors=True)
-    else:
-        temporary.rename(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    _sync_one(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step, where the system can (Linux: renameat2 with RENAME_EXCHANGE)."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Delete what writers of `path` that were killed have left beside it."""
+    for leftover in path.parent.glob(f".{path.name}.tmp-*"):
+        writer = leftover.name.removeprefix(f".{path.name}.tmp-").split("-")[0]
+        if writer.isdigit() and not _alive(int(writer)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it is there, but not ours
+    return True

@@ -7,26 +7,39 @@ transparency on white and scales 16 bits to 8, so the rest of the project only e
 
 import os
 import stat
+import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # a phone's MPO comes in through JPEG
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+WHITE = (255, 255, 255)
+TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
     """A picture that cannot be used; the message says why and what to do."""
 
 
-def load_image(path: str | Path | BinaryIO, *, max_pixels: int = 24_000_000) -> Image.Image:
-    """The picture at `path` as 8-bit RGB, upright; transparency is laid on white.
+def load_image(
+    path: str | Path | BinaryIO, *, max_pixels: int = 24_000_000, background: tuple[int, int, int] = WHITE
+) -> Image.Image:
+    """The picture at `path` as 8-bit RGB, upright; transparency is laid on `background`.
 
     Args:
         path: a PNG, JPEG or WebP file (or an open binary file of one). Of an animation, the first frame.
@@ -46,7 +59,7 @@ def load_image(path: str | Path | BinaryIO, *, max_pixels: int = 24_000_000) -> 
                 _require_size(image.size, name, max_pixels)
                 image.seek(0)
                 image.load()
-                return to_rgb8(ImageOps.exif_transpose(image))
+                return to_rgb8(_upright(image), background)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -55,22 +68,21 @@ def load_image(path: str | Path | BinaryIO, *, max_pixels: int = 24_000_000) -> 
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a readable PNG, JPEG or WebP picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, struct.error) as error:
         raise ImageError(
             f"{name} is damaged or cut off: open it in an image editor and save it again ({error})"
         ) from error
 
 
-def to_rgb8(image: Image.Image) -> Image.Image:
-    """Any PIL picture as plain RGB with no metadata: 16 bits scaled to 8, transparency on white."""
+def to_rgb8(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Any PIL picture as plain RGB with no metadata: 16 bits scaled to 8, transparency laid on `background`."""
     if image.mode.startswith("I"):
         # `convert("RGB")` would clip 16-bit values at 255 and turn nearly every pixel white.
         wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         image = Image.fromarray((wide // 257).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
     plain = Image.new("RGB", image.size)
     plain.paste(image.convert("RGB"))
     return plain
@@ -131,6 +143,27 @@ def sheet(images: Iterable[Image.Image], columns: int, *, gap: int = 2, scale: i
     for i, tile in enumerate(tiles):
         page.paste(tile, (gap + i % columns * width, gap + i // columns * height))
     return page
+
+
+def paired_sheet(groups: Sequence[Sequence[Image.Image]], columns: int) -> Image.Image:
+    """A contact sheet of groups of equally large pictures, the members of each group below one another."""
+    blank = Image.new("RGB", groups[0][0].size, (255, 255, 255))
+    tiles = []
+    for start in range(0, len(groups), columns):
+        row = groups[start : start + columns]
+        for member in zip(*row, strict=True):
+            tiles += [*member, *[blank] * (columns - len(row))]
+    return sheet(tiles, columns)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation asks; an EXIF block that cannot be read asks for nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return image
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _require_regular_file(path: Path, name: str) -> None:

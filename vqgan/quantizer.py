@@ -77,6 +77,8 @@ class Codebook(nn.Module):
         )
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if not self.training and not bool(self.vq._codebook.get_buffer("initted")):
+            raise ValueError("this tokenizer's codebook is empty: train it first")  # looking at it would fill it
         h, w = latents.shape[-2:]
         with torch.autocast(latents.device.type, enabled=False):
             quantized, codes, loss = self.vq(rearrange(latents.float(), "b d h w -> b (h w) d"))

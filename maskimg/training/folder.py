@@ -121,12 +121,17 @@ def plan_for(
     network = plan.generator
     if count < 1000:
         network = dataclasses.replace(network, dim=192, heads=3, depth=4, critic_depth=1, dropout=0.2)
+    tokenizer_training = dataclasses.replace(plan.tokenizer_training, shift=side // 16)
+    if labelled:  # a classifier of these very pictures judges better than random features what must be kept
+        tokenizer_training = dataclasses.replace(
+            tokenizer_training, perceptual="classifier", perceptual_weight=0.3, classifier_steps=300
+        )
     batch = max(8, min(plan.generator_training.batch_size, count // 2))
     plan = dataclasses.replace(
         plan,
         size=side,
         tokenizer=tokenizer,
-        tokenizer_training=dataclasses.replace(plan.tokenizer_training, shift=side // 16),
+        tokenizer_training=tokenizer_training,
         generator=network,
         generator_training=dataclasses.replace(plan.generator_training, batch_size=batch),
         recipe=Sampler(guidance=2.5 if labelled else 1.0),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from maskimg.codes import CodeCache
-from maskimg.hardware import autocast, pick_device, pick_dtype
+from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit
 from maskimg.sampling import Sampler
 from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
@@ -75,6 +75,8 @@ def train_generator(
     run = _run(directory, budget, "generator", config, training, cache)
     run.restore(model=model.net, ema=ema, **optimizers)
     shown = int(10 * budget.progress(run.step, run.seconds))
+    if budget.long:
+        compile_blocks(model.net, where)
 
     model.train()
     for step, progress in run.steps():
@@ -132,6 +134,8 @@ def train_critic(
 
     run = _run(directory, budget, "critic", config, training, cache)
     run.restore(model=critic, ema=ema, **optimizers)
+    if budget.long:
+        compile_blocks(model, where)
 
     model.train()
     net.eval()  # what the critic judges must come from the generator as it will be used

@@ -39,6 +39,11 @@ class Budget:
         if self.steps is None and self.minutes is None:
             raise ValueError("a budget needs steps or minutes")
 
+    @property
+    def long(self) -> bool:
+        """Whether half a minute of compiling is well spent."""
+        return (self.minutes or 0) > 3 or (self.steps or 0) > 1000
+
     def progress(self, step: int, seconds: float) -> float:
         """The share used up, 0 to 1."""
         by_steps = step / self.steps if self.steps else float(self.steps == 0)
@@ -135,8 +140,10 @@ class Run:
     def steps(self) -> Iterator[tuple[int, float]]:
         """Yield (step, progress in [0, 1)) until the budget is used up or the run is stopped."""
         saved = last = time.perf_counter()
-        with _StopSignals() as signals, self._progress_bar() as self._bar:
+        with torch.random.fork_rng(), _StopSignals() as signals, self._progress_bar() as self._bar:
             while not self.finished and not signals.received:
+                # Dropout and a codebook's restarts draw from torch's own generator: its state is the step's, too.
+                torch.manual_seed(self.step)
                 yield self.step, self.budget.progress(self.step, self.seconds)
                 self.step += 1
                 now = time.perf_counter()
@@ -193,13 +200,13 @@ class Run:
 
     def _load(self, directory: Path) -> None:
         about = files.read_json(directory / "state.json")
-        for key in self.identity.keys() | about["identity"].keys():
-            before, now = about["identity"].get(key), self.identity.get(key)
-            if before != now:
-                raise files.ModelError(
-                    f"`{self.directory}` holds a {self.describe} run with another {key} ({_short(before)}, "
-                    f"now {_short(now)}): use the same settings to continue it, or another folder to start anew"
-                )
+        changed = _difference(about["identity"], self.identity)
+        if changed:
+            name, before, now = changed
+            raise files.ModelError(
+                f"`{self.directory}` holds a {self.describe} run with {name} {_short(before)}, now {_short(now)}: "
+                "use the same settings and pictures to continue it, or another --out to start anew"
+            )
         for name, part in self._state.items():
             _fill(part, load_file(directory / f"{name}.safetensors"))
         self.step, self.seconds = about["step"], about["seconds"]
@@ -276,6 +283,17 @@ def _fill(part: nn.Module | torch.optim.Optimizer | Ema, tensors: dict[str, torc
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
         part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two JSON values differ: its dotted name and both sides."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            found = _difference(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if before == now else (name, before, now)
 
 
 def _short(value: Any) -> str:

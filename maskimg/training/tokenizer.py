@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from maskimg.evaluate import train_judge
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.pictures import Pictures, move
 from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
 from vqgan import Tokenizer, TokenizerConfig
-from vqgan.images import normalize, sheet, to_pil
+from vqgan.images import normalize, paired_sheet, to_pil
 from vqgan.loss import (
     PatchDiscriminator,
     Perceptual,
@@ -78,7 +79,6 @@ def train_tokenizer(
         torch.manual_seed(training.seed)
         model = Tokenizer(config).to(where)
         discriminator = PatchDiscriminator().to(where)
-    perceptual = _perceptual(pictures, training).to(where)
     optimizer = _adamw(model, training)
     opponent = _adamw(discriminator, training)
     ema = Ema(model, training.ema_decay)
@@ -87,6 +87,7 @@ def train_tokenizer(
     run = Run(directory, budget, describe="tokenizer", identity={**identity, "data": pictures.fingerprint})
     run.restore(model=model, ema=ema, optimizer=optimizer, discriminator=discriminator, opponent=opponent)
     shown = int(10 * run.budget.progress(run.step, run.seconds))
+    perceptual = _perceptual(pictures, training).to(where)
 
     model.train()
     for step, progress in run.steps():
@@ -143,16 +144,14 @@ def augment(pixels: torch.Tensor, training: TokenizerTraining, generator: torch.
 
 
 def write_reconstructions(model: Tokenizer, pixels: torch.Tensor, path: Path, count: int = 32) -> None:
-    """A sheet of pictures, each with its reconstruction below."""
+    """A sheet of up to `count` pictures, each with its reconstruction below; none without pictures."""
+    if not len(pixels):
+        return
     chosen = torch.linspace(0, len(pixels) - 1, min(count, len(pixels))).long()
     images = normalize(pixels[chosen]).to(next(model.parameters()).device)
     restored = model.decode(model.encode(images))
-    columns = min(16, len(images))
-    rows = []
-    for start in range(0, len(images), columns):
-        rows += [to_pil(image) for image in images[start : start + columns]]
-        rows += [to_pil(image) for image in restored[start : start + columns]]
-    sheet(rows, columns).save(path)
+    pairs = [[to_pil(image), to_pil(back)] for image, back in zip(images, restored, strict=True)]
+    paired_sheet(pairs, min(16, len(pairs))).save(path)
 
 
 def _perceptual(pictures: Pictures, training: TokenizerTraining) -> Perceptual:
@@ -163,8 +162,16 @@ def _perceptual(pictures: Pictures, training: TokenizerTraining) -> Perceptual:
     if not pictures.fields:
         raise ValueError("a perceptual loss by `classifier` needs labelled pictures: use `random`")
     train = pictures.part(held_out=False)
+    labelled = train.labels[:, 0] < len(next(iter(pictures.fields.values())))
     classes = len(next(iter(pictures.fields.values())))
-    judge = train_judge(train.pixels, train.labels[:, 0], classes, training.classifier_steps, seed=training.seed + 1)
+    judge = train_judge(
+        train.pixels[labelled],
+        train.labels[labelled, 0],
+        classes,
+        training.classifier_steps,
+        seed=training.seed + 1,
+        progress=tqdm,
+    )
     return Perceptual(judge.classifier.stages)
 
 

@@ -1,0 +1,441 @@
+"""What a person with a finished model is promised: labels and holes in, pictures and their recipes out."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import differing
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+from tiny import LABELS, NETWORK, tiny_pipeline
+
+from maskimg.pipeline import Pipeline, describe, expand_seeds, read_recipe, write_png
+from maskimg.sampling import Sampler
+from maskimg.transformer import MaskedTransformer
+from vqgan import ImageError, Tokenizer
+from vqgan.files import ModelError, write_json, write_manifest
+
+SIZES = [(16, 16), (32, 32), (64, 48), (100, 37), (37, 100), (200, 10), (10, 7), (5, 16), (3, 3)]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return tiny_pipeline()
+
+
+def _same(left: Image.Image, right: Image.Image) -> bool:
+    return np.array_equal(np.array(left), np.array(right))
+
+
+def _photo(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def _paint(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> Image.Image:
+    """A mask, white in the boxes (left, top, right, bottom)."""
+    mask = Image.new("L", size, 0)
+    for box in boxes:
+        mask.paste(255, box)
+    return mask
+
+
+# ----------------------------------------------------------------------------- drawing
+
+
+def test_a_label_becomes_pictures_of_the_models_size(pipeline):
+    result = pipeline.generate("cat", seeds=7, count=3)
+    assert [image.size for image in result.images] == [(16, 16)] * 3
+    assert {image.mode for image in result.images} == {"RGB"}
+    assert result.codes.shape == (3, 4, 4)
+    assert [recipe["seed"] for recipe in result.recipes] == [7, 8, 9]
+    assert (pipeline.image_size, pipeline.grid, pipeline.name) == (16, (4, 4), "tiny")
+
+
+@pytest.mark.parametrize("order", ["halton", "critic"])
+def test_a_seed_draws_the_same_picture_in_any_batch(pipeline, order):
+    sampler = Sampler(steps=4, order=order, guidance=2.0)
+    together = pipeline.generate("bird", seeds=[3, 9, 4, 2**32 - 1], sampler=sampler)
+    for i, seed in enumerate((3, 9, 4, 2**32 - 1)):
+        alone = pipeline.generate("bird", seeds=seed, sampler=sampler)
+        assert torch.equal(alone.codes[0], together.codes[i])
+        assert _same(alone.images[0], together.images[i])
+    assert len({image.tobytes() for image in together.images}) == 4
+
+
+def test_other_seeds_and_labels_draw_other_pictures(pipeline):
+    results = [pipeline.generate(label, seeds=seed) for label in ("cat", "bug", None) for seed in (0, 1)]
+    assert len({result.images[0].tobytes() for result in results}) == 6
+
+
+def test_seeds_run_on_from_the_last_one_to_the_first():
+    assert expand_seeds(2**32 - 1, 3) == [2**32 - 1, 0, 1]
+    assert expand_seeds([5, 2**32 + 5, -1], 1) == [5, 5, 2**32 - 1]
+    with pytest.raises(ValueError, match="count must be 1 or more, got 0"):
+        expand_seeds(0, 0)
+
+
+def test_the_recipe_in_each_file_draws_its_picture_again(tmp_path, pipeline):
+    sampler = Sampler(steps=3, order="confidence", guidance=1.5, top_p=0.9)
+    paths = pipeline.generate({"class": "bug", "style": "round"}, seeds=40, count=3, sampler=sampler).save(tmp_path)
+    assert [path.name for path in paths] == ["000040.png", "000041.png", "000042.png"]
+    assert len(list(tmp_path.iterdir())) == 3
+    for path in paths:
+        recipe = read_recipe(path)
+        again = pipeline.generate(recipe["label"], seeds=recipe["seed"], sampler=Sampler(**recipe["sampler"]))
+        assert _same(again.images[0], Image.open(path))
+        assert again.recipes[0] == recipe
+
+
+def test_drawing_can_be_watched_step_by_step(pipeline):
+    previews = list(pipeline.steps("cat", seeds=[5, 6]))
+    assert [(preview.step, preview.steps) for preview in previews] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(preview.codes.max() < 64 for preview in previews)
+    assert [preview.masked.any().item() for preview in previews] == [True, True, True, False]
+    assert torch.equal(previews[-1].codes, pipeline.generate("cat", seeds=[5, 6]).codes)
+
+
+def test_watching_in_bf16_leaves_no_number_format_behind():
+    pipeline = tiny_pipeline(dtype="bf16")
+    for _ in pipeline.steps("cat"):
+        assert not torch.is_autocast_enabled("cpu")
+    assert pipeline.generate("cat").recipes[0]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda p: p.generate("bagel"), "there is no class `bagel`"),
+        (lambda p: p.generate("brid"), "there is no class `brid`; did you mean `bird`?"),
+        (lambda p: p.generate({"colour": "red"}), "there is no label field `colour`"),
+        (lambda p: p.generate(count=0), "count must be 1 or more"),
+        (lambda p: tiny_pipeline(labels=False).generate("cat"), "trained without labels"),
+        (
+            lambda p: tiny_pipeline(critic=False).generate(sampler=Sampler(order="critic")),
+            "this model has no critic: choose another order",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_answered_with_a_sentence(pipeline, ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask(pipeline)
+
+
+def test_a_grid_without_a_hole_needs_no_step(pipeline):
+    assert list(pipeline.steps(codes=torch.zeros(2, 4, 4, dtype=torch.int64), seeds=[0, 1])) == []
+
+
+def test_parts_that_do_not_belong_together_are_refused():
+    one = tiny_pipeline()
+    other = MaskedTransformer(dataclasses.replace(NETWORK, vocab_size=60))
+    with pytest.raises(ValueError, match="the tokenizer has 64 codes but the generator 60"):
+        Pipeline(one.tokenizer, other, labels=LABELS, device="cpu", dtype="fp32")
+    with pytest.raises(ValueError, match=r"the generator knows \(3, 2\) labels per field, but \(\) are named"):
+        Pipeline(one.tokenizer, one.generator.net, device="cpu", dtype="fp32")
+
+
+# ----------------------------------------------------------------------------- inpainting
+
+
+def _redrawn(hole, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Which pixels of the original surely lie in redrawn tokens, and which surely do not, (H, W) each.
+
+    A pixel lies where its centre does on the model's square; one whose centre is on a border may go either way.
+    """
+    left, top, right, bottom = hole.box
+    redrawn = []
+    for shift in (-1e-6, 1e-6):
+        columns = left + np.floor((np.arange(size[0]) + 0.5) * (right - left) / size[0] + shift).astype(int)
+        rows = top + np.floor((np.arange(size[1]) + 0.5) * (bottom - top) / size[1] + shift).astype(int)
+        redrawn += [hole.tokens[0].numpy()[rows[:, None] // 4, columns[None] // 4]]
+    return redrawn[0] & redrawn[1], ~redrawn[0] & ~redrawn[1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("grow", [0, 1])
+def test_every_pixel_outside_the_redrawn_tokens_stays_bit_for_bit(pipeline, size, grow):
+    photo = _photo(size)
+    mask = _paint(size, (0, 0, max(1, size[0] // 3), max(1, size[1] // 3)))
+    result = pipeline.inpaint(photo, mask, "cat", seeds=3, count=2, grow=grow)
+    redrawn, kept = _redrawn(pipeline.hole(photo, mask, grow=grow), size)
+    assert not kept[np.array(mask) > 127].any()
+    for image in result.images:
+        assert image.size == size
+        assert np.array_equal(np.array(image)[kept], np.array(photo)[kept])
+        assert not np.array_equal(np.array(image)[redrawn], np.array(photo)[redrawn])
+
+
+@settings(max_examples=60, deadline=None)
+@example(65, 1, 0.5, 0.0)
+@given(st.integers(1, 70), st.integers(1, 70), st.floats(0, 0.999), st.floats(0, 0.999))
+def test_a_single_painted_pixel_is_redrawn_wherever_it_lies(width, height, right, down):
+    """A mask that is shrunk and thresholded loses thin strokes; this one keeps each pixel, even without growing.
+
+    In the middle of 65 pixels, a line on the border of two tokens had the wrong one of them redrawn.
+    """
+    pipeline = _shared()
+    x, y = int(right * width), int(down * height)
+    hole = pipeline.hole(_photo((width, height)), _paint((width, height), (x, y, x + 1, y + 1)), grow=0)
+    assert hole.tokens.any()
+    assert np.array(hole.pixels())[y, x] == 255
+
+
+_PIPELINES: list[Pipeline] = []
+
+
+def _shared() -> Pipeline:
+    """Built once: hypothesis runs a test many times."""
+    if not _PIPELINES:
+        _PIPELINES.append(tiny_pipeline())
+    return _PIPELINES[0]
+
+
+def test_a_hair_across_a_large_picture_is_redrawn_along_its_whole_length(pipeline):
+    size = (400, 300)
+    hole = pipeline.hole(_photo(size), _paint(size, (0, 150, 400, 151)), grow=0)
+    assert (np.array(hole.pixels())[150] == 255).all()
+    assert hole.tokens.sum() == 4
+
+
+def test_given_tokens_reach_the_finished_codes(pipeline):
+    photo, mask = _photo((16, 16)), _paint((16, 16), (4, 4, 8, 8))
+    hole = pipeline.hole(photo, mask, grow=0)
+    assert hole.tokens.nonzero().tolist() == [[0, 1, 1]]
+    codes = pipeline.inpaint(photo, mask, grow=0).codes
+    assert torch.equal(codes[~hole.tokens], pipeline.encode(photo)[~hole.tokens])
+
+
+def test_painting_everything_draws_a_new_picture(pipeline):
+    result = pipeline.inpaint(_photo((16, 16)), _paint((16, 16), (0, 0, 16, 16)), "cat", seeds=5)
+    assert _same(result.images[0], pipeline.generate("cat", seeds=5).images[0])
+    assert result.recipes[0]["task"] == "inpaint"
+    assert result.recipes[0]["tokens_redrawn"] == 16
+
+
+@pytest.mark.parametrize("coverage", [0.0, 0.5])
+def test_tokens_can_be_asked_to_be_covered(pipeline, coverage):
+    mask = _paint((16, 16), (0, 0, 5, 4))  # a whole token and a quarter of its neighbour
+    hole = pipeline.hole(_photo((16, 16)), mask, grow=0, coverage=coverage)
+    assert hole.tokens.sum() == (2 if coverage == 0 else 1)
+
+
+def test_masks_may_be_files_pictures_and_arrays(pipeline, tmp_path):
+    photo, mask = _photo((20, 12)), _paint((20, 12), (3, 3, 9, 9))
+    photo.save(tmp_path / "photo.png")
+    mask.save(tmp_path / "mask.png")
+    expected = pipeline.inpaint(photo, mask, seeds=1).images[0]
+    values = np.array(mask)
+    for given_mask in (tmp_path / "mask.png", str(tmp_path / "mask.png"), values, values > 0, mask.convert("RGB")):
+        assert _same(pipeline.inpaint(tmp_path / "photo.png", given_mask, seeds=1).images[0], expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])
+def test_pictures_of_any_mode_may_be_inpainted_and_reconstructed(pipeline, mode):
+    """Those from files come in as RGB; those that a program hands over may not."""
+    photo = _photo((20, 12)).convert("RGB").convert(mode)
+    mask = _paint((20, 12), (3, 3, 9, 9))
+    image = pipeline.inpaint(photo, mask).images[0]
+    _, kept = _redrawn(pipeline.hole(photo, mask), photo.size)
+    assert kept.any()
+    assert np.array_equal(np.array(image.convert("RGB"))[kept], np.array(photo.convert("RGB"))[kept])
+    assert pipeline.reconstruct(photo).image.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (Image.new("L", (16, 16), 0), "nothing is painted: paint the part to redraw"),
+        (np.zeros((16, 16), bool), "nothing is painted"),
+        (Image.new("L", (16, 15), 255), "the mask is 16x15 but the image is 16x16: make them equal"),
+        (np.ones((8, 16), bool), "the mask is 16x8 but the image is 16x16"),
+        (np.ones((16, 16, 3), bool), "mask"),
+    ],
+)
+def test_masks_that_ask_for_nothing_or_do_not_fit_are_refused(pipeline, mask, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline.inpaint(_photo((16, 16)), mask)
+
+
+def test_a_mask_too_thin_for_the_coverage_asked_is_refused(pipeline):
+    with pytest.raises(ValueError, match="no token is covered enough to be redrawn"):
+        pipeline.inpaint(_photo((16, 16)), _paint((16, 16), (0, 0, 1, 1)), coverage=0.5)
+
+
+def test_a_file_that_is_no_picture_is_refused(pipeline, tmp_path):
+    (tmp_path / "a.png").write_text("nothing")
+    with pytest.raises(ImageError, match="is not a readable PNG"):
+        pipeline.inpaint(tmp_path / "a.png", _paint((16, 16), (0, 0, 4, 4)))
+    with pytest.raises(ImageError, match="there is no such file"):
+        pipeline.reconstruct(tmp_path / "nowhere.png")
+
+
+# ----------------------------------------------------------------------------- reconstructing
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 20), (5, 30)])
+def test_a_reconstruction_stands_beside_its_original(pipeline, size):
+    result = pipeline.reconstruct(_photo(size))
+    assert result.original.size == result.image.size
+    assert max(result.image.size) == 16
+    assert result.codes.shape == (1, 4, 4)
+    assert 0 < result.psnr_db < 60
+
+
+# ----------------------------------------------------------------------------- recipes
+
+
+def test_a_recipe_says_everything_in_a_line(pipeline, tmp_path):
+    recipe = pipeline.recipe_for({"class": "cat"}, 12)
+    assert describe(recipe) == "class: cat; seed 12, 4 steps, halton order, guidance 1.0, model tiny"
+    assert describe(pipeline.recipe_for(None, 1)).startswith("no label; seed 1,")
+    write_png(_photo((8, 8)), recipe, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["parameters"] == describe(recipe)
+    assert read_recipe(tmp_path / "a.png") == recipe
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("text", [None, "{nonsense", "[1, 2]", "3", '"x"', json.dumps({"a": "x" * 70_000})])
+def test_a_picture_without_a_recipe_of_ours_has_none(tmp_path, text):
+    info = PngImagePlugin.PngInfo()
+    if text is not None:
+        info.add_itxt("maskimg", text)
+    _photo((8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    assert read_recipe(tmp_path / "a.png") is None
+
+
+def test_pictures_of_other_kinds_have_no_recipe_and_damaged_ones_are_refused(tmp_path):
+    _photo((8, 8)).save(tmp_path / "a.jpg")
+    assert read_recipe(tmp_path / "a.jpg") is None
+    (tmp_path / "b.png").write_bytes(b"nothing")
+    with pytest.raises(ImageError):
+        read_recipe(tmp_path / "b.png")
+
+
+# ----------------------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, pipeline):
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    pipeline.save_pretrained(directory, pictures={"samples.png": _photo((8, 8))})
+    return directory
+
+
+def _copy(saved, tmp_path):
+    directory = tmp_path / "model"
+    for path in saved.rglob("*"):
+        if path.is_file():
+            (directory / path.relative_to(saved)).parent.mkdir(parents=True, exist_ok=True)
+            (directory / path.relative_to(saved)).write_bytes(path.read_bytes())
+    return directory
+
+
+def _load(directory) -> Pipeline:
+    return Pipeline.from_pretrained(directory, device="cpu", dtype="fp32")
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": False}, {"critic": False}])
+def test_a_saved_model_draws_the_same_pictures(tmp_path, options):
+    pipeline = tiny_pipeline(**options)
+    pipeline.save_pretrained(tmp_path / "model")
+    again = _load(tmp_path / "model")
+
+    assert differing(again.generator, pipeline.generator) == []
+    assert differing(again.tokenizer, pipeline.tokenizer) == []
+    assert (again.critic is None) == (pipeline.critic is None)
+    assert again.labels.names == pipeline.labels.names
+    assert again.recipe == pipeline.recipe
+    assert again.name == "tiny"
+    assert _same(again.generate(seeds=4).images[0], pipeline.generate(seeds=4).images[0])
+    # Its recipes name the very model.
+    assert len(again.generate(seeds=4).recipes[0]["model_sha256"]) == 64
+
+
+def test_a_saved_model_can_be_saved_again(saved, tmp_path):
+    _load(saved).save_pretrained(tmp_path / "again")
+    assert differing(_load(tmp_path / "again").generator, _load(saved).generator) == []
+
+
+def test_a_model_saved_in_half_the_size_is_nearly_the_same(pipeline, saved, tmp_path):
+    pipeline.save_pretrained(tmp_path / "half", half=True, card="# Mine")
+    again = _load(tmp_path / "half")
+    size = [(directory / "generator" / "model.safetensors").stat().st_size for directory in (tmp_path / "half", saved)]
+    assert size[0] < 0.7 * size[1]
+    codes = pipeline.generate("cat").codes
+    near = again.generator.logits(codes) - pipeline.generator.logits(codes)
+    assert near.abs().max() < 0.05 * pipeline.generator.logits(codes).abs().max()
+    assert (tmp_path / "half" / "README.md").read_text() == "# Mine"
+
+
+def test_a_saved_model_explains_itself(saved):
+    card = (saved / "README.md").read_text()
+    assert "16 pixels, 4x4 tokens, 64 codes" in card
+    assert "- class: bird, bug, cat" in card
+    assert (saved / "samples.png").is_file()
+
+
+def test_the_tokenizer_of_a_model_can_be_read_alone(saved, pipeline):
+    assert differing(Tokenizer.from_pretrained(saved), pipeline.tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pipeline.json",
+        "generator/model.safetensors",
+        "generator/config.json",
+        "tokenizer/model.safetensors",
+        "critic/model.safetensors",
+        "README.md",
+        "samples.png",
+    ],
+)
+def test_one_flipped_bit_anywhere_in_a_model_is_noticed(saved, tmp_path, name):
+    directory = _copy(saved, tmp_path)
+    data = bytearray((directory / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (directory / name).write_bytes(data)
+    with pytest.raises(ModelError, match=rf"{name}` is damaged"):
+        _load(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "has format 2, this version reads 1: upgrade maskimg"),
+        ({"format": None}, "has format None, this version reads 1"),
+        ({"labels": None}, r"` does not fit this version"),
+        ({"recipe": None}, r"` does not fit this version"),
+        ({"recipe": {"steps": 4, "magic": 1}}, r"` does not fit this version \(.*magic"),
+        ({"recipe": {"steps": 0}}, "steps must be between 1 and 1024"),
+        ({"labels": {"class": ["one"]}}, "labels per field"),
+    ],
+)
+def test_a_model_of_another_version_is_refused(saved, tmp_path, changes, message):
+    directory = _copy(saved, tmp_path)
+    about = json.loads((directory / "pipeline.json").read_text()) | changes
+    write_json(directory / "pipeline.json", {key: value for key, value in about.items() if value is not None})
+    write_manifest(directory)
+    with pytest.raises(ModelError, match=message):
+        _load(directory)
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": None}, {"dim": 30}, {"dim": "wide"}, {"quantizer": "lfq"}])
+def test_a_model_whose_networks_make_no_sense_is_refused(saved, tmp_path, change):
+    directory = _copy(saved, tmp_path)
+    path = directory / ("tokenizer" if "quantizer" in change else "generator") / "config.json"
+    values = json.loads(path.read_text()) | change
+    write_json(path, {key: value for key, value in values.items() if value is not None})
+    write_manifest(directory)
+    with pytest.raises(ModelError):
+        _load(directory)
+
+
+def test_a_model_that_is_nowhere_is_reported(tmp_path):
+    for name in ("no-such-model", tmp_path / "nowhere"):
+        with pytest.raises(ModelError, match="there is no model directory"):
+            _load(name)

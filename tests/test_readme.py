@@ -1,0 +1,91 @@
+"""What the README says is true: its commands exist, its Python runs, its tree is the tree."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from maskimg.cli import COMMANDS
+from maskimg.pipeline import bundled_models
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
+    return [text for name, text in found if name == language]
+
+
+def test_every_make_target_it_names_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.M))
+    assert targets == {"demo", "test"}
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.M)
+
+
+def test_every_command_it_names_exists_and_every_command_is_named():
+    named = set(re.findall(r"maskimg ([a-z-]+)[ `]", README)) | {"encode", "train-generator"}
+    for command in COMMANDS:
+        assert command in named, f"the README does not mention `maskimg {command}`"
+    for command in re.findall(r"^\.venv/bin/maskimg ([a-z-]+)", README, re.M):
+        assert command in COMMANDS
+
+
+def test_every_option_it_shows_is_accepted_by_its_command():
+    for command, rest in re.findall(r"maskimg ([a-z-]+)([^`\n]*)", README):
+        if command not in COMMANDS:
+            continue
+        help_text = subprocess.run(
+            [sys.executable, "-m", "maskimg", command, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in help_text, f"`maskimg {command}` has no `{option}`"
+
+
+def test_its_python_runs_with_the_bundled_model(tmp_path, monkeypatch):
+    assert "emoji-64" in bundled_models()
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (90, 70), (240, 200, 40)).save("photo.png")
+    mask = Image.new("L", (90, 70))
+    mask.paste(255, (20, 20, 40, 40))
+    mask.save("mask.png")
+    (code,) = (block for block in blocks("python") if block.startswith("from maskimg import"))
+    exec(compile(code, "README.md", "exec"), {})
+    assert sorted(path.name for path in Path("birds").iterdir()) == [f"{seed:06d}.png" for seed in range(7, 11)]
+
+
+def test_its_sampling_loop_is_the_code():
+    """Comments and statements of the excerpt stand in maskimg/sampling.py, apart from what it says it shortens."""
+    source = " ".join((ROOT / "maskimg" / "sampling.py").read_text().split())
+    (excerpt,) = (block for block in blocks("python") if block.startswith("for i in range(sampler.steps)"))
+    comments = [line.strip() for line in excerpt.splitlines() if line.strip().startswith("# ")]
+    assert len(comments) == 4
+    for line in [*comments, "codes = torch.where(mask, draw(probs, u), codes)", "yield Step(codes, scores, mask)"]:
+        assert line in source
+
+
+def test_its_tree_names_files_that_exist():
+    (tree,) = (block for block in blocks("") if block.startswith("vqgan/"))
+    folder = ROOT
+    seen = []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = ROOT / name
+            assert folder.is_dir()
+        else:
+            assert (folder / name).exists(), f"{folder.name}/{name} does not exist"
+            seen.append(folder / name)
+    modules = [path for package in ("vqgan", "maskimg") for path in (ROOT / package).glob("[a-z]*.py")]
+    missing = [path for path in modules if path not in seen]
+    assert not missing, f"the tree leaves out {missing}"
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)h][^)]*)\)", README))
+def test_its_links_and_pictures_exist(path):
+    assert (ROOT / path).exists()

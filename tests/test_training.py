@@ -1,0 +1,275 @@
+"""The three trainings, on tiny networks: they learn, stop, and go on as if they had never stopped."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from helpers import differing, stopped_at, tiny_cache, tiny_net, tiny_pictures
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from tiny import NETWORK, TOKENIZER
+from torch import nn
+
+from maskimg.codes import CodeCache, encode_pictures
+from maskimg.evaluate import psnr
+from maskimg.maskgit import MaskGit
+from maskimg.pictures import Pictures
+from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
+from maskimg.training.run import Budget, Run, TrainingError
+from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from maskimg.transformer import TransformerConfig
+from vqgan import TokenizerConfig
+from vqgan.files import ModelError
+from vqgan.images import load_image, normalize, to_tensor
+
+STEPS = 6
+ON_CPU = {"device": "cpu", "dtype": "fp32"}
+VQ = TokenizerConfig(quantizer="vq", codebook_size=16, codebook_dim=4, channels=(16, 16), decoder_blocks=1)
+
+
+def _tokenizer(directory, config=TOKENIZER, pictures=None, **changes) -> tuple[nn.Module, Run]:
+    training = TokenizerTraining(batch_size=4, **changes)
+    return train_tokenizer(pictures or tiny_pictures(), config, training, Budget(steps=STEPS), directory, **ON_CPU)
+
+
+def _generator(directory, config=NETWORK, cache=None, decode=None, **changes) -> tuple[nn.Module, Run]:
+    training = GeneratorTraining(batch_size=8, **changes)
+    return train_generator(
+        cache or tiny_cache(), config, training, Budget(steps=STEPS), directory, decode=decode, **ON_CPU
+    )
+
+
+def _critic(directory, **changes) -> tuple[nn.Module, Run]:
+    training = GeneratorTraining(batch_size=8, **changes)
+    return train_critic(tiny_cache(), tiny_net(NETWORK), NETWORK, training, Budget(steps=STEPS), directory, **ON_CPU)
+
+
+def _checkpoint(run: Run) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's only checkpoint, those of optimizers included."""
+    (directory,) = (run.directory / "checkpoints").iterdir()
+    return {
+        f"{path.name}:{name}": tensor
+        for path in directory.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+
+
+# ----------------------------------------------------------------------------- stopping and going on
+
+STAGES = {
+    "tokenizer": lambda path: _tokenizer(path),
+    "tokenizer with an opponent": lambda path: _tokenizer(path, adversarial_weight=0.1, adversarial_start=0.0),
+    "tokenizer of vq": lambda path: _tokenizer(path, VQ),
+    "generator": lambda path: _generator(path),
+    "generator by AdamW alone, all alike": lambda path: _generator(path, muon=False, balance=0.0),
+    "generator without labels": lambda path: _generator(
+        path, dataclasses.replace(NETWORK, label_sizes=()), tiny_cache(labels=False)
+    ),
+    "generator with dropout": lambda path: _generator(path, dataclasses.replace(NETWORK, dropout=0.1)),
+    "critic": lambda path: _critic(path),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stopped_training_goes_on_to_the_very_same_weights(tmp_path, stage):
+    """Bit for bit, on the CPU in fp32: weights, averages and the state of the optimizers."""
+    train = STAGES[stage]
+    expected, whole = train(tmp_path / "whole")
+
+    with stopped_at(2):
+        _, run = train(tmp_path / "run")
+    assert (run.step, run.stopped) == (3, True)
+
+    model, run = train(tmp_path / "run")
+    assert (run.step, run.stopped, run.finished) == (STEPS, False, True)
+    assert differing(model, expected) == []
+    ours, theirs = _checkpoint(run), _checkpoint(whole)
+    assert ours.keys() == theirs.keys()
+    assert [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])] == []
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "generator", "critic"])
+def test_what_comes_out_of_training_is_ready_for_use(tmp_path, stage):
+    model, run = STAGES[stage](tmp_path / "run")
+    assert not any(module.training for module in model.modules())
+    # Averaged weights, not the last ones.
+    last = {name.split(":", 1)[1]: t for name, t in _checkpoint(run).items() if name.startswith("model.")}
+    assert last.keys() == model.state_dict().keys()
+    assert any(not torch.equal(last[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "generator"])
+def test_another_seed_trains_another_network(tmp_path, stage):
+    train = {"tokenizer": _tokenizer, "generator": _generator}[stage]
+    models = [train(tmp_path / str(seed), seed=seed)[0] for seed in (0, 1)]
+    assert differing(*models)
+
+
+@pytest.mark.parametrize("train", [_tokenizer, _generator, _critic])
+def test_a_run_with_other_settings_is_not_continued(tmp_path, train):
+    with stopped_at(2):
+        train(tmp_path / "run")
+    with pytest.raises(ModelError, match=r"with training\.learning_rate 0\.002, now 0\.001: use the same settings"):
+        train(tmp_path / "run", learning_rate=1e-3)
+
+
+def test_a_run_with_other_pictures_is_not_continued(tmp_path):
+    with stopped_at(2):
+        _tokenizer(tmp_path / "run")
+    with pytest.raises(ModelError, match="with data made of 0, now made of 1"):
+        _tokenizer(tmp_path / "run", pictures=tiny_pictures(seed=1))
+
+
+def test_a_loss_that_is_no_number_never_reaches_a_checkpoint(tmp_path, monkeypatch):
+    with stopped_at(2):
+        _generator(tmp_path / "run")
+    forward = MaskGit.forward
+
+    def broken(self, *args, **kwargs):
+        losses = forward(self, *args, **kwargs)
+        return losses._replace(loss=losses.loss * torch.nan)
+
+    monkeypatch.setattr(MaskGit, "forward", broken)
+    with pytest.raises(TrainingError, match="the generator's loss became nan at step 3: lower the learning rate"):
+        _generator(tmp_path / "run")
+    monkeypatch.undo()
+    _, run = _generator(tmp_path / "run")
+    assert run.finished
+    assert all(tensor.isfinite().all() for tensor in _checkpoint(run).values())
+
+
+# ----------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"perceptual": "classifier", "classifier_steps": 2},
+        {"perceptual_weight": 0.0},
+        {"flip": False, "shift": 0},
+        {"adversarial_weight": 0.1},
+    ],
+)
+def test_a_tokenizer_can_be_trained_in_other_ways(tmp_path, options):
+    model, run = _tokenizer(tmp_path / "run", **options)
+    assert run.finished
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert load_image(run.directory / "reconstructions.png").size == (2 * 18 + 2, 2 * 18 + 2)
+
+
+def test_perceptual_losses_that_cannot_be_had_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="perceptual must be `random` or `classifier`, got `vgg`"):
+        _tokenizer(tmp_path / "run", perceptual="vgg")
+    plain = dataclasses.replace(tiny_pictures(), fields={}, labels=torch.zeros(12, 0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="needs labelled pictures: use `random`"):
+        _tokenizer(tmp_path / "run", pictures=plain, perceptual="classifier")
+
+
+def test_a_tokenizer_can_be_trained_with_nothing_held_out(tmp_path):
+    """A single picture, or a labels.csv whose rows are all for training."""
+    _, run = _tokenizer(tmp_path / "run", pictures=tiny_pictures(held_out=0))
+    assert run.finished
+
+
+def test_a_generator_can_be_trained_with_nothing_held_out(tmp_path):
+    _, run = _generator(tmp_path / "run", cache=tiny_cache(held_out=0))
+    assert run.finished
+
+
+def test_reconstructions_are_shown_below_their_pictures(tmp_path):
+    """Twenty of them: the last four rows' worth stood beside their pictures instead."""
+    model, run = _tokenizer(tmp_path / "run", pictures=tiny_pictures(24, held_out=20))
+    page = to_tensor(load_image(run.directory / "reconstructions.png"))
+    images = normalize(tiny_pictures(24, held_out=20).pixels[-20:])
+    expected = model.decode(model.encode(images))
+    assert page.shape == (3, 4 * 18 + 2, 16 * 18 + 2)
+    for i, (row, column) in ((0, (0, 0)), (15, (0, 15)), (16, (2, 0)), (19, (2, 3))):
+        for below, picture in enumerate((images[i], expected[i])):
+            top, left = 2 + 18 * (row + below), 2 + 18 * column
+            shown = page[:, top : top + 16, left : left + 16]
+            torch.testing.assert_close(shown, picture, atol=0.02, rtol=0)
+
+
+def test_samples_are_shown_on_the_way(tmp_path):
+    _, run = _generator(tmp_path / "run", decode=lambda codes: (codes[:, None] / 32 - 1).expand(-1, 3, -1, -1))
+    assert load_image(run.directory / "samples.png").size == (8 * 6 + 2, 4 * 6 + 2)
+
+
+def test_what_is_held_out_is_judged_with_the_same_masks_each_time():
+    model, cache = MaskGit(tiny_net(NETWORK)).eval(), tiny_cache()
+    unseen = cache.part(held_out=True)
+    assert held_out_loss(model, unseen) == held_out_loss(model, unseen) > 0
+    assert math.isnan(held_out_loss(model, tiny_cache(held_out=0).part(held_out=True)))
+
+
+def test_held_out_grids_are_not_trained_on(tmp_path):
+    cache = tiny_cache()
+    other = cache.codes.clone()
+    other[:, cache.held_out] = 0
+    models = [
+        _generator(tmp_path / name, cache=dataclasses.replace(cache, codes=codes))[0]
+        for name, codes in (("one", cache.codes), ("other", other))
+    ]
+    assert differing(*models) == []
+
+
+# ----------------------------------------------------------------------------- learning
+
+
+def _digits() -> Pictures:
+    """600 of scikit-learn's 8x8 digits, 100 of them held out."""
+    digits = load_digits()
+    grey = torch.from_numpy(digits.images[:600] * 255 / 16).to(torch.uint8)
+    return Pictures(
+        grey[:, None].expand(-1, 3, -1, -1).contiguous(),
+        torch.from_numpy(digits.target[:600, None]).long(),
+        {"digit": [str(i) for i in range(10)]},
+        torch.arange(600) >= 500,
+        [f"{i}.png" for i in range(600)],
+        "scikit-learn's digits",
+    )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> tuple[float, CodeCache]:
+    """A tokenizer of 2x2 pixels a token, trained for two seconds: its PSNR on unseen digits, and all codes."""
+    folder, pictures = tmp_path_factory.mktemp("digits"), _digits()
+    tokenizer, _ = train_tokenizer(
+        pictures,
+        TokenizerConfig(levels=(4, 4), channels=(24,), decoder_blocks=1),
+        TokenizerTraining(batch_size=32, flip=False, shift=0, perceptual_weight=0.0, ema_decay=0.95),
+        Budget(steps=120),
+        folder / "tokenizer",
+        **ON_CPU,
+    )
+    unseen = normalize(pictures.part(held_out=True).pixels)
+    closeness = psnr(tokenizer.decode(tokenizer.encode(unseen)), unseen).mean().item()
+    return closeness, encode_pictures(tokenizer, pictures, folder / "codes", versions=1)
+
+
+def test_a_tokenizer_learns_digits(digits):
+    """A mean grey gives about 8 dB, guessing each pixel's own mean 10; the seeds are fixed."""
+    closeness, cache = digits
+    assert closeness > 14
+    assert len(cache.codes.unique()) > 8  # of 16
+
+
+def test_a_generator_learns_digits(digits, tmp_path):
+    """Better on unseen digits than knowing how often each code occurs at each place; the seeds are fixed."""
+    _, cache = digits
+    net, run = train_generator(
+        cache,
+        TransformerConfig(16, (4, 4), (10,), dim=32, depth=2, heads=2),
+        GeneratorTraining(batch_size=64, learning_rate=4e-3, ema_decay=0.95),
+        Budget(steps=200),
+        tmp_path / "generator",
+        **ON_CPU,
+    )
+    train, unseen = cache.part(held_out=False).codes[0], cache.part(held_out=True)
+    shares = (nn.functional.one_hot(train, 16).sum(0) + 1) / (len(train) + 16)
+    logs = shares.log().expand(len(unseen.names), -1, -1, -1)
+    by_place = -logs.gather(-1, unseen.codes[0, ..., None]).mean().item()
+
+    assert held_out_loss(MaskGit(net).eval(), unseen) < 0.95 * by_place < 0.95 * math.log(16)
+    assert (run.directory / "log.jsonl").read_text().count("held_out_loss") == 10
