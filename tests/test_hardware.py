@@ -1,0 +1,50 @@
+"""Devices and number formats: chosen by name or by measuring, refused with a sentence."""
+
+import pytest
+import torch
+from tiny import NETWORK
+
+from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
+from maskimg.transformer import MaskedTransformer
+
+CPU = torch.device("cpu")
+
+
+def test_auto_finds_a_device_that_works():
+    torch.ones(2, device=pick_device("auto")).sum()
+
+
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", ""])
+def test_a_device_that_is_not_here_gets_a_sentence(name):
+    with pytest.raises(ValueError, match="there is no device"):
+        pick_device(name)
+
+
+def test_a_format_is_taken_by_name_or_measured():
+    assert pick_dtype("fp32", CPU) is torch.float32
+    assert pick_dtype("bf16", CPU) is torch.bfloat16
+    assert pick_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype must be `auto`, `fp32` or `bf16`, got `fp8`"):
+        pick_dtype("fp8", CPU)
+
+
+def test_autocast_is_off_in_fp32():
+    with autocast(CPU, torch.float32):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
+    with autocast(CPU, torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
+
+
+def test_compiling_takes_the_blocks_and_nothing_else(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(self))
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/" + name)
+    net = MaskedTransformer(NETWORK)
+    assert compile_blocks(net, CPU)
+    assert compiled == list(net.trunk.blocks)
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: pytest.fail("compiled all the same"))
+    assert not compile_blocks(MaskedTransformer(NETWORK), CPU)
