@@ -1,5 +1,6 @@
 """The `maskimg` command. Torch and gradio are imported by the commands that need them, so `--help` costs nothing."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         fail(f"there is no command `{name}`; `maskimg --help` lists them")
     command = globals()[name.replace("-", "_")]
+    # Threads that spin while they wait make a busy machine several times slower. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = Parser(prog=f"maskimg {name}", description=COMMANDS[name].capitalize() + ".")
     try:
         return command(parser, rest) or 0

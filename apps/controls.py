@@ -1,0 +1,190 @@
+"""What every tab has: controls, buttons, a gallery, and how they are wired."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from maskimg.masking import SCHEDULES
+from maskimg.noise import SEEDS
+from maskimg.pipeline import Hole, Pipeline
+from maskimg.sampling import ORDERS, Sampler
+from maskimg_apps import look, runs, tokens
+from maskimg_apps.errors import kindly
+from maskimg_apps.uploads import Drawing, open_upload
+
+ANYTHING = ("anything", "")
+# All that draws waits in one line: the model is there once.
+DRAWING: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
+# For the page only: not listed as a call, and no veil over what it changes.
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def make_controls(pipeline: Pipeline | None) -> dict[str, Any]:
+    """One control for each value that `runs.read_order` reads, by its name."""
+    recipe = pipeline.recipe if pipeline else Sampler()
+    fields = pipeline.labels.names if pipeline else {}
+    has_critic = pipeline is not None and pipeline.critic is not None
+    orders = [order for order in ORDERS if order != "critic" or has_critic]
+    controls: dict[str, Any] = {}
+    with gr.Row(visible=bool(fields)):
+        for field, names in fields.items():
+            choices = [ANYTHING, *((name, name) for name in names)]
+            controls[runs.label_key(field)] = gr.Dropdown(
+                choices, value="", label=field.replace("_", " ").capitalize(), min_width=130
+            )
+    controls["images"] = gr.Slider(1, runs.MAX_IMAGES, value=4, step=1, label="Images")
+    with gr.Row():
+        controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=130)
+        controls["random_seed"] = gr.Checkbox(True, label="Random seed", min_width=130, elem_classes="mk-check")
+    controls["steps"] = gr.Slider(1, max(64, recipe.steps), value=recipe.steps, step=1, label="Steps")
+    with gr.Row():
+        controls["order"] = gr.Dropdown(
+            orders,
+            value=recipe.order if recipe.order in orders else orders[0],
+            label="Order",
+            info="what is kept first",
+            min_width=130,
+        )
+        controls["guidance"] = gr.Slider(
+            0,
+            20,
+            value=recipe.guidance,
+            step=0.1,
+            label="Guidance",
+            info="1 is off",
+            min_width=130,
+            visible=bool(fields),
+        )
+    with gr.Accordion("Advanced", open=False):
+        controls["schedule"] = gr.Dropdown(
+            list(SCHEDULES), value=recipe.schedule, label="Schedule", info="how fast masked tokens become fewer"
+        )
+        controls["token_temperature"] = gr.Slider(
+            0.01, 10, value=recipe.token_temperature, step=0.01, label="Token temperature", info="lower is plainer"
+        )
+        controls["choice_temperature"] = gr.Slider(
+            0,
+            100,
+            value=recipe.choice_temperature,
+            step=0.1,
+            label="Choice temperature",
+            info="how freely unsure tokens stay",
+        )
+        controls["guidance_start"] = gr.Slider(
+            0,
+            1,
+            value=recipe.guidance_start,
+            step=0.05,
+            label="Guidance start",
+            info="none before this share is drawn",
+            visible=bool(fields),
+        )
+    return controls
+
+
+def make_buttons(word: str, pipeline: Pipeline | None, name: str) -> tuple[gr.Button, gr.Button]:
+    with gr.Row():
+        go = gr.Button(
+            word, variant="primary", scale=3, min_width=150, elem_id=f"{name}-go", elem_classes="mk-go",
+            interactive=pipeline is not None,
+        )  # fmt: skip
+        stop = gr.Button(
+            "Stop", scale=1, min_width=90, elem_id=f"{name}-stop", elem_classes="mk-stop",
+            interactive=pipeline is not None,
+        )  # fmt: skip
+    return go, stop
+
+
+def make_gallery(word: str, pipeline: Pipeline | None, name: str, *, pixels: bool) -> tuple[gr.Gallery, gr.Button]:
+    small = pixels and pipeline is not None and pipeline.image_size <= tokens.PIXELS
+    with gr.Column(elem_classes="mk-gallery"):
+        gallery = gr.Gallery(
+            format="png",
+            type="filepath",
+            columns=2,
+            height="auto",
+            object_fit="contain",
+            show_label=False,
+            buttons=["download", "download_all", "fullscreen"],
+            interactive=False,
+            elem_id=f"{name}-gallery",
+            elem_classes="mk-pixels" if small else None,
+        )
+        send = gr.Button(word, size="sm", elem_id=f"{name}-send", interactive=pipeline is not None)
+    return gallery, send
+
+
+def wire_run(
+    go: gr.Button,
+    stop: gr.Button,
+    run: Callable[..., Iterator[tuple]],
+    inputs: Mapping[str, Any],
+    status: gr.HTML,
+    panel: gr.HTML,
+    gallery: gr.Gallery,
+) -> None:
+    """`run` yields what status, panel, gallery and seed show."""
+    event = go.click(
+        run,
+        inputs_kwargs=dict(inputs),
+        outputs=[status, panel, gallery, inputs["seed"]],
+        show_progress="minimal",  # the place in the queue
+        show_progress_on=status,
+        api_visibility="private",
+        **DRAWING,
+    )
+    event.failure(lambda: tokens.status("stopped"), None, status, **QUIET)
+    stop.click(lambda: tokens.status("stopped"), None, status, cancels=[event], queue=False, **QUIET)
+
+
+def wire_send(
+    gallery: gr.Gallery, button: gr.Button, editor: gr.ImageEditor, radius: gr.Number, switch: gr.Tabs
+) -> None:
+    """Opens the chosen picture of a gallery, or its first, in the editor."""
+    chosen = gr.State(0)
+
+    def choose(event: gr.SelectData) -> int:
+        return event.index
+
+    def send(pictures: list | None, index: int) -> tuple:
+        with kindly():
+            if not pictures:
+                raise ValueError("there is no picture yet: draw one first")
+            picture = open_upload(pictures[min(index, len(pictures) - 1)][0])
+            drawing = {"background": picture, "layers": [], "composite": None}
+            return drawing, runs.brush_radius(Drawing(picture, None)), gr.Tabs(selected="inpaint")
+
+    gallery.select(choose, None, chosen, **QUIET)
+    gallery.change(lambda: 0, None, chosen, **QUIET)
+    button.click(send, [gallery, chosen], [editor, radius, switch], **QUIET).then(
+        None, radius, editor, js=look.SET_BRUSH, **QUIET
+    )
+
+
+def add_endpoint(
+    name: str, run: Callable[..., Any], inputs: Mapping[str, Any], outputs: Sequence[Any], words: str
+) -> None:
+    """A call for programs: answers once, with files and plain values rather than with what the page shows."""
+    gr.Button(visible=False).click(
+        run, inputs_kwargs=dict(inputs), outputs=list(outputs), api_name=name, api_description=words, **DRAWING
+    )
+
+
+def pictures_and_seed() -> list[Any]:
+    """What the calls that draw answer with."""
+    return [gr.Gallery(visible=False, format="png", label="pictures"), gr.Number(visible=False, label="seed")]
+
+
+def saved(
+    pipeline: Pipeline, order: runs.Order, moment: runs.Moment, gallery: gr.Gallery, hole: Hole | None = None
+) -> Any:
+    """The gallery's value: nothing new until the last moment."""
+    if moment.pictures is None:
+        return gr.skip()
+    return runs.save(pipeline, order, moment.pictures, gallery.GRADIO_CACHE, hole=hole)
+
+
+def last(items: Iterator[Any]) -> Any:
+    return functools.reduce(lambda _, item: item, items)

@@ -1,0 +1,210 @@
+"""The browser demo: draw pictures from labels, redraw a part of one, and see what the tokenizer keeps.
+
+`build` makes the page of a pipeline, `launch` serves a page, `serve` does both as `maskimg demo` asks.
+"""
+
+import html
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import gradio as gr
+from gradio.themes import Default
+
+from maskimg.pipeline import Pipeline, bundled_models
+from maskimg_apps import look, runs, tabs
+from maskimg_apps.controls import wire_send
+
+TRAIN, OPEN = "maskimg train FOLDER --out DIR", "maskimg demo --model DIR"
+MAX_FILE = "16mb"
+
+
+def build(pipeline: Pipeline | None) -> gr.Blocks:
+    """The page of a pipeline; without one, the same page asleep under a banner that says how to get a model."""
+    with gr.Blocks(title="maskimg", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        gr.HTML(_header(pipeline))
+        if pipeline is None:
+            gr.HTML(_banner())
+        with gr.Tabs() as switch:
+            with gr.Tab("Generate", id="generate"):
+                pictures, send = tabs.generate_tab(pipeline)
+            with gr.Tab("Inpaint", id="inpaint"):
+                editor, radius, results, again = tabs.inpaint_tab(pipeline)
+            with gr.Tab("Reconstruct", id="reconstruct"):
+                tabs.reconstruct_tab(pipeline)
+        if pipeline is not None:
+            for gallery, button in ((pictures, send), (results, again)):
+                wire_send(gallery, button, editor, radius, switch)
+            with gr.Accordion("About this model", open=False):
+                gr.HTML(_table(runs.facts(pipeline)))
+    return page
+
+
+def launch(
+    page: gr.Blocks,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    login: tuple[str, str] | None = None,
+    open_browser: bool = False,
+) -> str:
+    """Serve a page in the background, with everything off that a stranger could misuse -> its address.
+
+    Args:
+        port: taken as it is; see `free_port`.
+    """
+    page.queue(max_size=16, default_concurrency_limit=1)
+    _, local, shared = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        auth=login,
+        inbrowser=open_browser,
+        prevent_thread_lock=True,
+        quiet=True,
+        theme=Default(primary_hue="indigo", radius_size="lg"),
+        css=look.CSS,
+        head=look.HEAD,
+        footer_links=["api", "settings"],
+        max_file_size=MAX_FILE,
+        max_threads=8,
+        state_session_capacity=200,
+        show_error=False,
+        enable_monitoring=False,
+        run_history=False,
+        ssr_mode=False,
+        strict_cors=True,
+        mcp_server=False,
+        pwa=False,
+        allowed_paths=[],
+    )
+    return shared or local
+
+
+def serve(
+    model: str | None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    user: str | None = None,
+    password_file: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    open_browser: bool = False,
+) -> None:
+    """Open the demo and stay until Ctrl-C.
+
+    Args:
+        model: as in `Pipeline.from_pretrained`; None is the first bundled one.
+        port: the first to try.
+
+    Raises:
+        ValueError: the page would be open to others without a name and a password, or these cannot be used.
+        ModelError: the model cannot be read.
+    """
+    login = _login(user, password_file)
+    if (share or not _is_loopback(host)) and login is None:
+        raise ValueError(
+            "others could reach this page: give --user NAME and --password-file FILE, or leave out --host and --share"
+        )
+    name = model or next(iter(bundled_models()), None)
+    pipeline = Pipeline.from_pretrained(name, device=device, dtype=dtype) if name else None
+
+    for variable in _clean_environment():
+        print(f"{variable} is ignored: use the options of `maskimg demo`")
+    uploads = tempfile.mkdtemp(prefix="maskimg-demo-")  # mode 0700
+    os.environ["GRADIO_TEMP_DIR"] = uploads
+    try:
+        free = free_port(host, port)
+        if free != port:
+            print(f"port {port} is taken, using {free}")
+        page = build(pipeline)
+        address = launch(page, host=host, port=free, share=share, login=login, open_browser=open_browser)
+        print(
+            f"maskimg demo: {address}  (Ctrl-C stops it)" + ("" if pipeline else f"\nno model yet: {TRAIN}"), flush=True
+        )
+        page.block_thread()
+    finally:
+        shutil.rmtree(uploads, ignore_errors=True)
+
+
+def free_port(host: str, first: int, tries: int = 100) -> int:
+    """The first port from `first` on that nobody listens on; 0 asks the system for any.
+
+    Raises:
+        ValueError: there is none, or the host is not an address of this machine.
+    """
+    if not 0 <= first <= 65535:
+        raise ValueError(f"port must be between 0 and 65535, got {first}")
+    reason: Exception | None = None
+    for port in range(first, min(first + tries, 65536)):
+        try:
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, socket.SOCK_STREAM) as door:
+                door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                door.bind(address)
+                return door.getsockname()[1]
+        except OSError as error:
+            reason = error
+    raise ValueError(f"cannot listen on {host}, port {first} and up ({reason})") from reason
+
+
+# Words.
+
+
+def _header(pipeline: Pipeline | None) -> str:
+    if pipeline is None:
+        return '<div class="mk-head"><h1>maskimg</h1></div>'
+    spans = "".join(f"<span>{html.escape(fact)}</span>" for fact in runs.describe(pipeline))
+    return f'<div class="mk-head"><h1>maskimg <b>{html.escape(pipeline.name)}</b></h1>{spans}</div>'
+
+
+def _banner() -> str:
+    return (
+        '<div class="mk-banner" role="alert">No model is loaded. Train one on a folder of pictures:<br>'
+        f"<code>{TRAIN}</code><br>then open it:<br><code>{OPEN}</code></div>"
+    )
+
+
+def _table(facts: Mapping[str, str]) -> str:
+    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in facts.items())
+    return f'<table class="mk-table">{rows}</table>'
+
+
+# The door to the outside.
+
+
+def _login(user: str | None, password_file: str | None) -> tuple[str, str] | None:
+    if user is None and password_file is None:
+        return None
+    if not user or not password_file:
+        raise ValueError("a login needs both --user and --password-file")
+    try:
+        password = Path(password_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the password file `{password_file}` cannot be read ({error})") from error
+    if not password:
+        raise ValueError(f"the password file `{password_file}` is empty")
+    return user, password
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _clean_environment() -> list[str]:
+    """Forget all settings of Gradio's, which could open files or the page -> their names."""
+    found = sorted(name for name in os.environ if name.startswith("GRADIO_"))
+    for name in found:
+        del os.environ[name]
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    return [name for name in found if name != "GRADIO_ANALYTICS_ENABLED"]

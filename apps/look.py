@@ -1,0 +1,108 @@
+"""How the page looks, and its keys."""
+
+PAINT = "#e6007a"  # of the brush: seldom in pictures, and seen on light and dark
+
+CSS = """
+.gradio-container { max-width: 1240px !important; width: 100% !important; margin: 0 auto !important; }
+.gradio-container .html-container { padding: 0; }
+.mk-head { display: flex; flex-wrap: wrap; align-items: baseline; gap: .2rem .9rem; padding: .2rem 0 .1rem; }
+.mk-head h1 { font-size: 1.35rem; font-weight: 650; letter-spacing: -.02em; margin: 0; }
+.mk-head h1 b { color: var(--color-accent); font-weight: 650; }
+.mk-head span { color: var(--body-text-color-subdued); font-size: .9rem; font-variant-numeric: tabular-nums; }
+.mk-banner { border: 1px solid var(--border-color-accent); border-radius: 10px; padding: .9rem 1.1rem;
+  background: var(--color-accent-soft); line-height: 1.6; }
+.mk-banner code { display: inline-block; background: var(--background-fill-primary); padding: .1rem .5rem;
+  border-radius: 6px; margin: .15rem 0; }
+.mk-hint { color: var(--body-text-color-subdued); font-size: .86rem; margin: 0; }
+.mk-hint kbd { border: 1px solid var(--border-color-primary); border-radius: 4px; padding: 0 .3rem; font-size: .8em; }
+
+.mk-status { position: relative; padding: .1rem 0 .45rem; min-height: 1.9rem; font-size: .95rem;
+  font-variant-numeric: tabular-nums; color: var(--body-text-color); }
+.mk-status::after, .mk-status i { content: ""; position: absolute; left: 0; bottom: 0; height: 3px;
+  border-radius: 2px; }
+.mk-status::after { right: 0; background: var(--border-color-primary); opacity: .6; }
+.mk-status i { z-index: 1; background: var(--color-accent); transition: width .15s linear; }
+
+.mk-panel { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: .6rem; }
+.mk-panel[style*="--columns:1"] { max-width: 480px; margin: 0 auto; }
+.mk-panel figure, .mk-film figure { margin: 0; min-width: 0; }
+.mk-panel figcaption, .mk-film figcaption { text-align: center; font-size: .8rem; padding-top: .2rem;
+  color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.mk-tile { position: relative; width: 100%; overflow: hidden; border-radius: 8px;
+  background: var(--background-fill-secondary); box-shadow: 0 0 0 1px var(--border-color-primary); }
+.mk-tile img, .mk-tile svg { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; border-radius: 0; }
+.mk-pixels img, img.mk-pixels { image-rendering: pixelated; }
+.mk-defs { position: absolute; }
+.mk-ground { fill: var(--neutral-200); } .mk-line { fill: var(--neutral-400); opacity: .55; }
+.dark .mk-ground { fill: var(--neutral-700); } .dark .mk-line { fill: var(--neutral-500); }
+.dark .mk-fresh { stroke: #fff; }
+.mk-veil { opacity: .93; }
+.mk-fresh { fill: #fff; fill-opacity: .08; stroke: var(--color-accent); stroke-width: 2px;
+  vector-effect: non-scaling-stroke; animation: mk-settle 1.1s ease-out both; }
+.mk-lines { fill: none; stroke: #fff; stroke-opacity: .5; stroke-width: 1px; vector-effect: non-scaling-stroke; }
+.mk-tint { fill: PAINT; fill-opacity: .42; }
+.mk-edge { fill: none; stroke: PAINT; stroke-width: 2.5px; vector-effect: non-scaling-stroke; stroke-linecap: square; }
+@keyframes mk-settle { from { opacity: 1; } to { opacity: .45; } }
+@media (prefers-reduced-motion: reduce) {
+  .mk-fresh { animation: none; opacity: .7; }  .mk-status i { transition: none; }
+}
+
+.mk-film { margin-top: .4rem; }
+.mk-film p, .mk-count { font-size: .9rem; color: var(--body-text-color-subdued); margin: 0 0 .35rem; }
+.mk-count { color: var(--body-text-color); font-variant-numeric: tabular-nums; min-height: 1.4rem; }
+.mk-strip { display: flex; gap: .4rem; overflow-x: auto; padding: 2px 2px .5rem; scrollbar-width: thin; }
+.mk-strip figure { flex: 0 0 74px; }
+.mk-strip .mk-tile { border-radius: 5px; }
+
+/* One place for the drawing and for what was drawn: while a panel is live the finished pictures step aside. */
+.mk-result:has(.mk-live) .mk-gallery { display: none !important; }
+.mk-result .mk-slot:has(.mk-film) { order: 1; }
+.mk-fill img { width: 100% !important; height: 100% !important; object-fit: contain; }
+.mk-gallery { gap: .5rem !important; }
+.mk-check { display: flex; flex-direction: column; justify-content: center; }
+.mk-gallery .grid-wrap { height: auto !important; max-height: none !important; }
+.mk-run:not(:has(.mk-running)) .mk-stop { opacity: .45; }
+.mk-table { font-size: .9rem; border-collapse: collapse; }
+.mk-table th { text-align: left; font-weight: 500; padding: .15rem 1.2rem .15rem 0;
+  color: var(--body-text-color-subdued);  vertical-align: top; white-space: nowrap; }
+.mk-table td { padding: .15rem 0; overflow-wrap: anywhere; }
+@media (max-width: 640px) {
+  .gradio-container { padding-left: 10px !important; padding-right: 10px !important; }
+  .mk-panel { gap: .4rem; }
+  .mk-hint:has(kbd) { display: none; }
+}
+""".replace("PAINT", PAINT)
+
+# Ctrl+Enter runs and Esc stops whatever the open tab shows. A stroke, or a press on the editor's tools, that has ended,
+# wherever it ended, asks for a new preview.
+HEAD = """<script>
+document.addEventListener("keydown", (event) => {
+  const press = (name) => {
+    for (const button of document.querySelectorAll(name))
+      if (button.offsetParent !== null && !button.disabled) { button.click(); return true; }
+  };
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    if (document.activeElement instanceof HTMLInputElement) document.activeElement.blur();
+    press("button.mk-go");
+  } else if (event.key === "Escape" && document.querySelector(".mk-running")) press("button.mk-stop");
+}, true);
+
+let painting = false;
+document.addEventListener("pointerdown", (event) => { painting = Boolean(event.target.closest?.("#editor")); }, true);
+document.addEventListener("pointerup", () => {
+  if (painting) setTimeout(() => document.querySelector("#painted")?.click(), 150);
+  painting = false;
+}, true);
+</script>"""
+
+KEYS = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> draws, <kbd>Esc</kbd> stops.</p>'
+
+# Fits the brush to a picture of another size, and leaves a brush alone that a person has set since. From the browser:
+# an update from the server would build the editor anew, without its guard.
+SET_BRUSH = """(radius) => {
+  if (!radius || radius === window.maskimgRadius) return {__type__: "update"};
+  window.maskimgRadius = radius;
+  const brush = {default_size: radius, colors: ["PAINT"], default_color: "PAINT", color_mode: "fixed"};
+  return {__type__: "update", brush, eraser: {default_size: radius}};
+}""".replace("PAINT", PAINT)

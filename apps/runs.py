@@ -1,0 +1,264 @@
+"""What the buttons do: the values of the page -> the pipeline -> status lines, token panels and pictures.
+
+Shapes: b images, h w tokens.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maskimg.noise import SEEDS
+from maskimg.pipeline import Hole, Pipeline, expand_seeds, write_png
+from maskimg.sampling import Sampler
+from maskimg_apps import tokens
+from maskimg_apps.uploads import Drawing, open_upload
+from vqgan.images import to_pil
+
+MAX_IMAGES = 16
+COVERAGE = {"any pixel": 0.0, "10 %": 0.1, "25 %": 0.25, "50 %": 0.5}
+NOT_OPEN = "no picture is open: drop one on the canvas"
+NOT_PAINTED = "nothing is painted. Paint the part to redraw"
+
+# Previews may take this much time, and this share of it: a slow decoder must not slow the drawing down.
+FREE_SECONDS, SHARE = 0.4, 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a person asked for, checked."""
+
+    label: dict[str, str]
+    seeds: list[int]
+    sampler: Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """What the page shows now; `pictures` (b) are there at the end only."""
+
+    status: str
+    panel: str
+    pictures: list[Image.Image] | None = None
+
+
+def label_key(field: str) -> str:
+    """The name of a label field among the page's values."""
+    return "label_" + re.sub(r"\W", "_", field)
+
+
+def read_order(pipeline: Pipeline, values: Mapping[str, Any]) -> Order:
+    """The values of the controls as labels, seeds and a sampler.
+
+    Raises:
+        ValueError: a value is missing, no number, or out of range.
+    """
+    label = {field: values[label_key(field)] for field in pipeline.labels.names if values.get(label_key(field))}
+    count = _whole("images", values["images"], 1, MAX_IMAGES)
+    seed = secrets.randbelow(SEEDS) if values["random_seed"] else _whole("seed", values["seed"], 0, SEEDS - 1)
+    sampler = dataclasses.replace(
+        pipeline.recipe,
+        steps=_whole("steps", values["steps"], 1, 1024),
+        order=values["order"],
+        schedule=values["schedule"],
+        **{name: _number(name, values[name]) for name in _NUMBERS},
+    )
+    return Order(label, expand_seeds(seed, count), sampler)
+
+
+_NUMBERS = ("guidance", "guidance_start", "token_temperature", "choice_temperature")
+
+
+def draw(
+    pipeline: Pipeline, order: Order, *, hole: Hole | None = None, hatch: str = "maskimg-hatch"
+) -> Iterator[Moment]:
+    """Draw and yield what to show after every step; the last moment has the pictures and the film of the first."""
+    b, steps = len(order.seeds), order.sampler.steps
+    codes = hole.codes.expand(b, -1, -1) if hole else None
+    unknown = hole.tokens[0].cpu().numpy() if hole else np.ones(pipeline.grid, bool)
+    small = _small(pipeline, hole) if hole else None
+    box = _in_tokens(pipeline, hole)
+    masked, frames = np.repeat(unknown[None], b, 0), []
+    started, spent, elapsed = time.perf_counter(), 0.0, 0.0
+    drawn: list[Image.Image] = []
+
+    def tiles(pictures: Sequence[Image.Image | None], masked: np.ndarray, fresh: np.ndarray | None) -> list[str]:
+        return [
+            tokens.tile(
+                picture,
+                box,
+                veiled=masked[i],
+                fresh=fresh[i] if fresh is not None else None,
+                caption=f"seed {order.seeds[i]}",
+                hatch=hatch,
+            )
+            for i, picture in enumerate(pictures)
+        ]
+
+    blank = [small.image if small else None] * b
+    shown = tokens.panel(tiles(blank, masked, None), "nothing is drawn yet", live=True, hatch=hatch)
+    yield Moment(tokens.status(f"step 0/{steps} · starting", running=True), shown)
+
+    for preview in pipeline.steps(order.label, codes=codes, seeds=order.seeds, sampler=order.sampler):
+        now = preview.masked.cpu().numpy()
+        elapsed = time.perf_counter() - started
+        last = preview.step == steps or not now.any()
+        left = elapsed / preview.step * (steps - preview.step)
+        line = f"step {preview.step}/{steps} · {elapsed:.1f} s · ~{left:.1f} s left"
+        if last or spent <= FREE_SECONDS + SHARE * elapsed:
+            began = time.perf_counter()
+            drawn = [to_pil(image) for image in pipeline.decode(preview.codes)]
+            pictures = [pipeline.paste(small, each) for each in drawn] if small else drawn
+            fixed = int((unknown & ~now[0]).sum())
+            words = f"step {preview.step} of {steps}, {fixed} of {int(unknown.sum())} tokens fixed"
+            shown = tokens.panel(tiles(pictures, now, masked & ~now), words, live=True, hatch=hatch)
+            frames.append(tokens.tile(pictures[0], box, veiled=now[0], caption=f"step {preview.step}", hatch=hatch))
+            masked = now
+            spent += time.perf_counter() - began
+        yield Moment(tokens.status(line, preview.step / steps, running=True), shown)
+        if last:
+            break
+
+    done = f"{b} {'picture' if b == 1 else 'pictures'} in {time.perf_counter() - started:.1f} s"
+    film = tokens.film(frames, f"How seed {order.seeds[0]} was drawn", hatch=hatch)
+    yield Moment(tokens.status(done, 1), film, [pipeline.paste(hole, each) for each in drawn] if hole else drawn)
+
+
+def save(
+    pipeline: Pipeline, order: Order, pictures: Sequence[Image.Image], folder: str | Path, *, hole: Hole | None = None
+) -> list[tuple[str, str]]:
+    """Write PNGs with their recipes under `folder` -> (path, caption) for the gallery."""
+    directory = Path(folder) / secrets.token_hex(16)
+    directory.mkdir(parents=True)
+    name = re.sub(r"[^\w.-]+", "-", pipeline.name)
+    saved = []
+    for seed, picture in zip(order.seeds, pictures, strict=True):
+        recipe = pipeline.recipe_for(order.label, seed, order.sampler)
+        if hole:
+            recipe |= {"task": "inpaint", "tokens_redrawn": int(hole.tokens.sum())}
+        path = directory / f"{name}-{seed}.png"
+        write_png(picture, recipe, path)
+        saved.append((str(path), f"seed {seed}"))
+    return saved
+
+
+def read_hole(pipeline: Pipeline, drawing: Drawing, mask_file: str | None, grow: float, coverage: str) -> Hole:
+    """What is to be redrawn: the paint and the white of the mask file, together.
+
+    Raises:
+        ImageError, ValueError: nothing is open or painted, the sizes differ, or a file cannot be read.
+    """
+    picture, painted = drawing
+    if picture is None:
+        raise ValueError(NOT_OPEN)
+    mask = np.zeros(picture.size[::-1], bool)
+    if painted is not None and painted.shape == mask.shape:
+        mask |= painted
+    if mask_file:
+        white = open_upload(mask_file, "mask")
+        if white.size != picture.size:
+            raise ValueError(
+                f"the mask is {white.width}x{white.height} but the picture is {picture.width}x{picture.height}: "
+                "use a mask of the same size"
+            )
+        mask |= np.asarray(white.convert("L")) > 127
+    if not mask.any():
+        raise ValueError(NOT_PAINTED)
+    return make_hole(pipeline, picture, mask, grow, coverage)
+
+
+def make_hole(pipeline: Pipeline, picture: Image.Image, mask: Any, grow: float, coverage: str) -> Hole:
+    """`Pipeline.hole` with the values of the page."""
+    if coverage not in COVERAGE:
+        raise ValueError(f"redraw a token when must be one of {', '.join(COVERAGE)}, got `{coverage}`")
+    return pipeline.hole(picture, mask, coverage=COVERAGE[coverage], grow=_whole("grow", grow, 0, 4))
+
+
+def show_hole(pipeline: Pipeline, hole: Hole) -> str:
+    """The picture with its token grid, the tokens to be redrawn tinted, and how many they are."""
+    cells = hole.tokens[0].cpu().numpy()
+    words = f"{cells.sum()} of {cells.size} tokens ({cells.mean():.0%}) will be redrawn".replace("%", " %")
+    tile = tokens.tile(hole.image, _in_tokens(pipeline, hole), tinted=cells)
+    return f'<p class="mk-count" role="status">{words}</p>' + tokens.panel(
+        [tile], words, live=True, hatch="maskimg-hole"
+    )
+
+
+def reconstruct(pipeline: Pipeline, path: str | None) -> tuple[Image.Image, Image.Image, str]:
+    """An upload -> what went in, what came back, and how close that is in words."""
+    result = pipeline.reconstruct(open_upload(path))
+    used, size = len(result.codes.unique()), result.codes.numel()
+    closeness = "identical" if math.isinf(result.psnr_db) else f"PSNR {result.psnr_db:.1f} dB"
+    words = f"{closeness} · {size} tokens, {used} different codes of {pipeline.tokenizer.vocab_size}"
+    return result.original, result.image, words
+
+
+def brush_radius(drawing: Drawing) -> int:
+    """A stroke about an eighth of the picture wide, whatever its size."""
+    return max(1, round(min(drawing.picture.size) / 16)) if drawing.picture else 0
+
+
+def describe(pipeline: Pipeline) -> list[str]:
+    """The model in a few facts, for the header."""
+    (h, w), side = pipeline.grid, pipeline.image_size
+    dtype = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(pipeline.dtype, str(pipeline.dtype))
+    return [
+        f"{side}×{w * pipeline.tokenizer.stride} pixels",
+        f"{h}×{w} tokens",
+        f"{pipeline.tokenizer.vocab_size} codes",
+        f"{pipeline.device} {dtype}",
+    ]
+
+
+def facts(pipeline: Pipeline) -> dict[str, str]:
+    """Everything the model says about itself, for the table at the foot of the page."""
+    recipe = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in dataclasses.asdict(pipeline.recipe).items()
+    )
+    labels = {f"labels: {field}": ", ".join(names) for field, names in pipeline.labels.names.items()}
+    skipped = ("format", "labels", "recipe", "versions")
+    about = {key: _plain(value) for key, value in pipeline.about.items() if key not in skipped}
+    return about | labels | {"recipe": recipe, "critic": "yes" if pipeline.critic is not None else "no"}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_plain(each)}" for key, each in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _small(pipeline: Pipeline, hole: Hole) -> Hole:
+    """The hole at the model's size: a preview must not paste into a photo of 20 megapixels at every step."""
+    left, top, right, bottom = hole.box
+    image = hole.image.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
+    rows, columns = (np.arange(*span) // pipeline.tokenizer.stride for span in ((top, bottom), (left, right)))
+    return dataclasses.replace(hole, image=image, rows=rows, columns=columns)
+
+
+def _in_tokens(pipeline: Pipeline, hole: Hole | None) -> tokens.Box:
+    if hole is None:
+        return (0, 0, pipeline.grid[1], pipeline.grid[0])
+    left, top, right, bottom = (side / pipeline.tokenizer.stride for side in hole.box)
+    return left, top, right, bottom
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name.replace('_', ' ')} must be a number, got `{value}`")
+    return float(value)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    number = _number(name, value)
+    if number != int(number) or not low <= number <= high:
+        raise ValueError(f"{name} must be a whole number between {low} and {high}, got {value}")
+    return int(number)

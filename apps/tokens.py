@@ -1,0 +1,138 @@
+"""Token grids as HTML: which tokens of a picture are fixed, which are still masked, which will be redrawn.
+
+A picture is an inline PNG; above it lies an SVG in token units, so hatching and outlines stay sharp at any size and
+take the colours of the page, light or dark.
+
+Shapes: h w tokens of one picture.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+
+PIXELS = 128  # pictures up to this side are shown with sharp pixels
+MAX_SIDE = 384  # larger ones are made smaller: a preview must cost little
+FILM_FRAMES = 12
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in tokens
+
+
+def tile(
+    image: Image.Image | None,
+    box: Box,
+    *,
+    veiled: np.ndarray | None = None,
+    fresh: np.ndarray | None = None,
+    tinted: np.ndarray | None = None,
+    caption: str = "",
+    hatch: str = "maskimg-hatch",
+) -> str:
+    """One picture with its grid.
+
+    Args:
+        image: shows `box`; None where nothing is drawn yet.
+        veiled, fresh, tinted: (h, w) bool; hatched over, outlined, tinted.
+        hatch: the id of the panel's hatching.
+    """
+    left, top, right, bottom = box
+    layers = [
+        f'<path class="mk-{name}" d="{path(cells)}"{style}/>'
+        for name, cells, path, style in (
+            ("veil", veiled, _runs, f' fill="url(#{hatch})"'),
+            ("tint", tinted, _runs, ""),
+            ("edge", tinted, _edges, ""),
+            ("fresh", fresh, _squares, ""),
+        )
+        if cells is not None and cells.any()
+    ]
+    if tinted is not None:
+        layers.insert(0, f'<path class="mk-lines" d="{_lines(*tinted.shape)}"/>')
+    picture = ""
+    if image is not None:
+        kind = ' class="mk-pixels"' if max(image.size) <= PIXELS else ""
+        picture = f'<img{kind} src="{data_uri(image)}" alt="">'
+    words = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return (
+        f'<figure><div class="mk-tile" style="aspect-ratio:{right - left:.4f}/{bottom - top:.4f}">{picture}'
+        f'<svg viewBox="{left:.4f} {top:.4f} {right - left:.4f} {bottom - top:.4f}" preserveAspectRatio="none" '
+        f'aria-hidden="true">{"".join(layers)}</svg></div>{words}</figure>'
+    )
+
+
+def panel(tiles: Iterable[str], words: str, *, live: bool = False, hatch: str = "maskimg-hatch") -> str:
+    """Tiles side by side; `words` is what a screen reader says. A live panel hides the finished pictures."""
+    tiles = list(tiles)
+    # Large tiles for few pictures, small ones for many.
+    columns = 1 if len(tiles) == 1 else 2 if len(tiles) <= 4 else 3 if len(tiles) <= 9 else 4
+    return (
+        f'<div class="mk-panel{" mk-live" if live else ""}" role="img" aria-label="{html.escape(words)}" '
+        f'style="--columns:{columns}">{_hatching(hatch)}{"".join(tiles)}</div>'
+    )
+
+
+def film(frames: Sequence[str], title: str, *, hatch: str = "maskimg-hatch") -> str:
+    """The tiles of one picture's steps in a row that scrolls."""
+    chosen = [round(float(i)) for i in np.linspace(0, len(frames) - 1, min(FILM_FRAMES, len(frames)))]
+    return (
+        f'<div class="mk-film"><p>{html.escape(title)}</p>'
+        f'<div class="mk-strip" tabindex="0" role="img" aria-label="{html.escape(title)}">'
+        f"{_hatching(hatch)}{''.join(frames[i] for i in chosen)}</div></div>"
+    )
+
+
+def status(words: str, share: float = 0.0, *, running: bool = False) -> str:
+    """One line that a screen reader announces, above a bar filled to `share`."""
+    return (
+        f'<div class="mk-status{" mk-running" if running else ""}"><span role="status">{html.escape(words)}</span>'
+        f'<i style="width:{100 * share:.0f}%"></i></div>'
+    )
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture for the inside of a page: exact where it is small, else a JPEG of at most MAX_SIDE."""
+    file = io.BytesIO()
+    if max(image.size) <= PIXELS:
+        image.save(file, format="PNG", compress_level=1)
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    smaller = image.copy()
+    smaller.thumbnail((MAX_SIDE, MAX_SIDE))
+    smaller.save(file, format="JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _runs(cells: np.ndarray) -> str:
+    """Cells (h, w) as an SVG path, neighbours in a row as one rectangle, so that no seam shows."""
+    steps = []
+    for y, row in enumerate(cells):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
+        steps += [f"M{x} {y}H{end}V{y + 1}H{x}Z" for x, end in edges.reshape(-1, 2)]
+    return "".join(steps)
+
+
+def _squares(cells: np.ndarray) -> str:
+    return "".join(f"M{x} {y}h1v1h-1Z" for y, x in np.argwhere(cells))
+
+
+def _edges(cells: np.ndarray) -> str:
+    """The outline of all cells (h, w) together."""
+    framed = np.pad(cells.astype(np.int8), 1)
+    across = np.argwhere(np.diff(framed, axis=0)[:, 1:-1])  # (y, x): an edge above row y
+    down = np.argwhere(np.diff(framed, axis=1)[1:-1])  # (y, x): an edge left of column x
+    return "".join(f"M{x} {y}h1" for y, x in across) + "".join(f"M{x} {y}v1" for y, x in down)
+
+
+def _lines(h: int, w: int) -> str:
+    return "".join(f"M0 {y}H{w}" for y in range(1, h)) + "".join(f"M{x} 0V{h}" for x in range(1, w))
+
+
+def _hatching(name: str) -> str:
+    """The pattern has its own svg in each panel: one inside a hidden tab would not be drawn."""
+    return (
+        f'<svg class="mk-defs" width="0" height="0" aria-hidden="true"><defs><pattern id="{name}" width=".34" '
+        'height=".34" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect class="mk-ground" width="1" '
+        'height="1"/><rect class="mk-line" width=".07" height="1"/></pattern></defs></svg>'
+    )

@@ -1,0 +1,216 @@
+"""The demo in Chromium, as a person uses it: keys, mouse, tabs. Nothing may leave this machine, nothing may fail."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from tiny import tiny_pipeline
+
+from maskimg.pipeline import read_recipe
+from maskimg_apps import demo
+from vqgan import load_image
+
+pytestmark = [
+    pytest.mark.browser,
+    # Gradio's own statistics, every few calls.
+    pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PAUSE = 0.25  # seconds a step takes, so that a person, and a test, can see it
+# Notes what the token panel says and shows, each time it changes.
+WATCH = """() => {
+  window.seen = [];
+  const note = () => {
+    const panel = document.querySelector("#generate-panel .mk-panel");
+    if (panel && panel.ariaLabel !== window.seen.at(-1)?.[0]) window.seen.push([panel.ariaLabel, panel.innerHTML]);
+  };
+  const options = {childList: true, subtree: true, attributes: true, characterData: true};
+  new MutationObserver(note).observe(document.querySelector("#generate-panel"), options);
+}"""
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    pipeline = tiny_pipeline()
+    draw = pipeline.steps
+
+    def steps(*arguments, **options):
+        for preview in draw(*arguments, **options):
+            time.sleep(PAUSE)
+            yield preview
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        patch.setattr(pipeline, "steps", steps)
+        page = demo.build(pipeline)
+        yield demo.launch(page, port=demo.free_port("127.0.0.1", 0))
+        page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=15_000)  # for a machine that is busy with a training run
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address) -> Iterator[Page]:
+    """The open page; at the end it must have asked no other machine and complained about nothing."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    strangers, complaints = [], []
+    page.on("request", lambda request: strangers.append(request.url) if not is_ours(request.url, address) else None)
+    page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(address)
+    expect(page.locator("#generate-go")).to_be_visible()
+    yield page
+    page.close()
+    assert strangers == []
+    assert complaints == []
+
+
+def test_generate_shows_every_step_and_then_the_pictures(page):
+    expect(page.locator("h1")).to_have_text("maskimg tiny")
+    page.get_by_label("Random seed").uncheck()
+    page.get_by_label("Seed", exact=True).fill("17")
+    page.evaluate(WATCH)
+    page.locator("#generate-go").click()
+    expect(page.locator("#generate-status")).to_contain_text("4 pictures in")
+    seen = page.evaluate("window.seen")
+    assert [int(words.split()[1]) for words, _ in seen if words.startswith("step")] == [1, 2, 3, 4]
+    fixed = [int(words.split()[4]) for words, _ in seen if words.startswith("step")]
+    assert fixed == sorted(set(fixed)) and fixed[-1] == 16
+    assert len({shown for _, shown in seen}) == len(seen)
+    expect(page.locator("#generate-gallery img")).to_have_count(4)
+    expect(page.locator("#generate-gallery img").first).to_be_visible()
+    expect(page.locator("#generate-gallery")).to_contain_text("seed 20")
+    expect(page.locator("#generate-panel .mk-film figure")).to_have_count(4)
+
+
+def test_the_keyboard_starts_and_stops(page):
+    set_slider(page, "Steps", "16")
+    page.get_by_label("Seed", exact=True).click()
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#generate-status .mk-running")
+    page.keyboard.press("Escape")
+    expect(page.locator("#generate-status")).to_contain_text("stopped")
+    time.sleep(4 * PAUSE)
+    expect(page.locator("#generate-status")).to_contain_text("stopped")
+    expect(page.locator("#generate-gallery img")).to_have_count(0)
+    set_slider(page, "Steps", "1")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#generate-gallery img")).to_have_count(4)
+
+
+def test_a_painted_part_is_redrawn_and_the_result_is_as_large_as_the_picture(page, tmp_path):
+    original = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
+    original.save(tmp_path / "in.png")
+    open_tab(page, "Inpaint")
+    expect(page.locator("#inpaint-panel")).to_contain_text("Open a picture and paint the part to redraw.")
+    page.locator("#editor input[type=file]").set_input_files(tmp_path / "in.png")
+    expect(page.locator("#inpaint-panel")).to_contain_text("Nothing is painted. Paint the part to redraw.")
+
+    page.locator("#inpaint-go").click()
+    expect(page.get_by_text("Nothing is painted. Paint the part to redraw.").last).to_be_visible()
+    set_slider(page, "Grow", "0")
+    paint(page, page.locator("#editor canvas"), radius=4)
+    count = page.locator("#inpaint-panel .mk-count")
+    expect(count).to_have_text(re.compile(r"^\d+ of 16 tokens \(\d+ %\) will be redrawn$"))
+    redrawn = int(count.inner_text().split()[0])
+    assert 0 < redrawn < 12  # the brush fits the picture
+
+    set_slider(page, "Images", "1")
+    page.locator("#inpaint-go").click()
+    expect(page.locator("#inpaint-gallery img")).to_have_count(1)
+    result = fetch(page, page.locator("#inpaint-gallery img"), tmp_path / "out.png")
+    after, before = np.asarray(load_image(result)), np.asarray(original)
+    assert after.shape == before.shape
+    changed = (after != before).any(-1)
+    assert changed.any() and not changed[:, :8].any() and not changed[:, -8:].any()
+    recipe = read_recipe(result)
+    assert recipe is not None and recipe["task"] == "inpaint" and recipe["tokens_redrawn"] == redrawn
+
+
+def test_a_drawn_picture_can_be_sent_to_inpaint_and_painted(page):
+    page.locator("#generate-go").click()
+    expect(page.locator("#generate-gallery img")).to_have_count(4)
+    page.locator("#generate-send").click()
+    expect(page.get_by_role("tab", name="Inpaint")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#inpaint-panel")).to_contain_text("Nothing is painted")
+    paint(page, page.locator("#editor canvas"), radius=1)
+    expect(page.locator("#inpaint-panel .mk-count")).to_contain_text("of 16 tokens")
+
+
+def test_a_picture_makes_the_round_trip(page, tmp_path):
+    Image.radial_gradient("L").resize((64, 48)).save(tmp_path / "in.png")
+    open_tab(page, "Reconstruct")
+    page.locator("#reconstruct-upload input[type=file]").set_input_files(tmp_path / "in.png")
+    expect(page.locator("#reconstruct-status")).to_contain_text("PSNR")
+    expect(page.locator("#reconstruct-after img")).to_be_visible()
+
+
+def test_nothing_sticks_out_on_a_phone_and_every_button_has_a_name(page):
+    page.set_viewport_size(PHONE)
+    for name in ("Generate", "Inpaint", "Reconstruct"):
+        open_tab(page, name)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        for button in page.get_by_role("button").all():
+            if button.is_visible():
+                words = button.evaluate("b => b.innerText || b.ariaLabel || b.title || b.textContent")
+                assert words.strip(), button.evaluate("b => b.outerHTML")
+
+
+# ----------------------------------------------------------------------------- helpers
+
+
+def is_ours(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", "blob:"))
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+    expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+    if name == "Inpaint":  # Gradio's editor fails where one is faster than it
+        expect(page.locator("#editor canvas").first).to_be_visible()
+        page.wait_for_timeout(1000)
+
+
+def set_slider(page: Page, name: str, value: str) -> None:
+    number = page.get_by_label(f"number input for {name}").locator("visible=true")
+    number.fill(value)
+    number.press("Tab")
+
+
+def paint(page: Page, canvas: Locator, *, radius: int) -> None:
+    """A short stroke in the middle of the picture, once the brush has taken its size from it."""
+    page.wait_for_function("(radius) => window.maskimgRadius === radius", arg=radius)
+    page.wait_for_timeout(200)
+    canvas.first.scroll_into_view_if_needed()
+    box = canvas.first.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 15, y)
+    page.mouse.down()
+    page.mouse.move(x, y + 4, steps=4)
+    page.mouse.move(x + 15, y, steps=4)
+    page.mouse.up()
+
+
+def fetch(page: Page, image: Locator, path: Path) -> Path:
+    """The file behind an <img>, as its download button would save it."""
+    address = image.get_attribute("src")
+    assert address is not None
+    path.write_bytes(page.request.get(address).body())
+    return path

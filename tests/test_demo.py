@@ -1,0 +1,490 @@
+"""The demo without a browser: what its calls answer, what its errors say, and who may reach it."""
+
+import io
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from tiny import tiny_pipeline
+
+from maskimg.pipeline import Pipeline, read_recipe
+from maskimg_apps import demo, runs, tokens
+from maskimg_apps.uploads import MAX_BLOBS, Drawing, RecentBlobs, guard_editor, open_upload
+from vqgan import ImageError, load_image
+
+# Gradio's own statistics, every few calls.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
+
+VALUES = {
+    "images": 1,
+    "seed": 7,
+    "random_seed": False,
+    "steps": 4,
+    "order": "halton",
+    "guidance": 1.0,
+    "schedule": "cosine",
+    "token_temperature": 1.0,
+    "choice_temperature": 1.0,
+    "guidance_start": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def address(pipeline, tmp_path_factory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        page = demo.build(pipeline)
+        yield demo.launch(page, port=demo.free_port("127.0.0.1", 0))
+        page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def client(address, tmp_path_factory) -> Iterator[Client]:
+    client = Client(address, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+    yield client
+    client.close()
+
+
+# ----------------------------------------------------------------------------- the calls
+
+
+def test_the_calls_are_the_documented_ones(client):
+    calls = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
+    assert set(calls) == {"/generate", "/inpaint", "/reconstruct"}
+    names = [parameter["parameter_name"] for parameter in calls["/generate"]["parameters"]]
+    assert names == ["label_class", "label_style", *VALUES]
+    names = [parameter["parameter_name"] for parameter in calls["/inpaint"]["parameters"]]
+    assert names == ["image", "mask", "grow", "coverage", "label_class", "label_style", *VALUES]
+
+
+def test_generate_answers_with_as_many_pictures_as_asked_and_the_seed(client, pipeline):
+    pictures, seed = client.predict(label_class="cat", images=3, seed=7, random_seed=False, api_name="/generate")
+    assert seed == 7
+    assert [picture["caption"] for picture in pictures] == ["seed 7", "seed 8", "seed 9"]
+    expected = pipeline.generate({"class": "cat"}, seeds=7, count=3)
+    for picture, image in zip(pictures, expected.images, strict=True):
+        assert np.array_equal(np.asarray(load_image(picture["image"])), np.asarray(image))
+
+
+def test_a_downloaded_picture_holds_the_recipe_that_draws_it_again(client, pipeline):
+    pictures, _ = client.predict(
+        label_class="bug", label_style="round", images=2, seed=2**32 - 1, random_seed=False, steps=3, order="random",
+        guidance=2.5, schedule="arccos", api_name="/generate",
+    )  # fmt: skip
+    recipe = read_recipe(pictures[1]["image"])
+    assert recipe is not None
+    assert (recipe["task"], recipe["label"], recipe["seed"]) == ("generate", {"class": "bug", "style": "round"}, 0)
+    again = pipeline.generate(recipe["label"], seeds=recipe["seed"], sampler=runs.Sampler(**recipe["sampler"]))
+    assert np.array_equal(np.asarray(load_image(pictures[1]["image"])), np.asarray(again.images[0]))
+    assert Path(pictures[1]["image"]).name == "tiny-0.png"
+
+
+def test_a_random_seed_is_told_and_draws_the_same_again(client):
+    (first,), seed = client.predict(images=1, random_seed=True, api_name="/generate")
+    (second,), _ = client.predict(images=1, seed=seed, random_seed=False, api_name="/generate")
+    assert Path(first["image"]).read_bytes() == Path(second["image"]).read_bytes()
+
+
+def test_inpaint_answers_with_pictures_of_the_same_size_and_keeps_the_rest(client, tmp_path):
+    image, mask = picture(tmp_path / "in.png", (90, 60)), square_mask(tmp_path / "mask.png", (90, 60))
+    pictures, seed = client.predict(
+        image=handle_file(image), mask=handle_file(mask), grow=0, images=2, seed=5, random_seed=False,
+        api_name="/inpaint",
+    )  # fmt: skip
+    assert seed == 5 and len(pictures) == 2
+    before, after = np.asarray(load_image(image)), np.asarray(load_image(pictures[0]["image"]))
+    assert after.shape == before.shape
+    assert np.array_equal(after[:, 60:], before[:, 60:])
+    assert not np.array_equal(after, before)
+    recipe = read_recipe(pictures[1]["image"])
+    assert recipe is not None and (recipe["task"], recipe["seed"]) == ("inpaint", 6)
+    assert 0 < recipe["tokens_redrawn"] < 16
+
+
+def test_reconstruct_answers_with_both_pictures_and_how_close_they_are(client, tmp_path):
+    before, after, words = client.predict(
+        image=handle_file(picture(tmp_path / "in.png", (32, 16))), api_name="/reconstruct"
+    )
+    assert load_image(before).size == load_image(after).size == (16, 8)
+    assert words.startswith("PSNR ") and "16 tokens" in words
+
+
+# ----------------------------------------------------------------------------- what is refused, and in which words
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"steps": 2.5}, "Steps must be a whole number between 1 and 1024, got 2.5."),
+        ({"images": 17}, "greater than maximum"),
+        ({"images": 1.5}, "Images must be a whole number between 1 and 16, got 1.5."),
+        ({"order": "astrology"}, "not in the list of choices"),
+        ({"label_class": "dragon"}, "not in the list of choices"),
+        ({"seed": 2**40, "random_seed": False}, "greater than maximum"),
+        ({"seed": None, "random_seed": False}, "Seed must be a number, got `None`."),
+        ({"guidance": "much"}, ""),
+    ],
+)
+def test_values_out_of_range_are_refused_in_words(client, values, words):
+    with pytest.raises(AppError) as caught:
+        client.predict(**values, api_name="/generate")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"steps": float("nan")}, "steps must be a number, got `nan`"),
+        ({"guidance": float("inf")}, "guidance must be a number"),
+        ({"guidance": 21}, "guidance must be between 0 and 20, got 21"),
+        ({"seed": -1}, "seed must be a whole number between 0 and 4294967295, got -1"),
+        ({"seed": None}, "seed must be a number, got `None`"),
+        ({"steps": True}, "steps must be a number"),
+        ({"schedule": "sudden"}, "schedule must be one of"),
+    ],
+)
+def test_every_number_is_checked_on_the_server(pipeline, values, words):
+    # A slider's own limits hold for the page, but its step does not, and another client may send anything.
+    with pytest.raises(ValueError, match=words):
+        runs.read_order(pipeline, VALUES | values)
+
+
+def test_a_broken_picture_is_refused_in_a_sentence_without_a_path(client, tmp_path):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(picture(tmp_path / "in.png", (64, 64)).read_bytes()[:200])
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    for path, words in ((cut, "The picture is damaged or cut off"), (text, "The picture is not a readable PNG")):
+        with pytest.raises(AppError) as caught:
+            client.predict(image=handle_file(path), api_name="/reconstruct")
+        assert words in str(caught.value)
+        assert str(tmp_path) not in str(caught.value) and "gradio" not in str(caught.value)
+
+
+def test_masks_that_do_not_fit_are_refused_in_a_sentence(client, tmp_path):
+    image = handle_file(picture(tmp_path / "in.png", (64, 64)))
+    empty = tmp_path / "empty.png"
+    Image.new("L", (64, 64)).save(empty)
+    cases = (
+        (empty, "Nothing is painted: paint the part to redraw."),
+        (square_mask(tmp_path / "other.png", (32, 32)), "The mask is 32x32 but the image is 64x64"),
+    )
+    for mask, words in cases:
+        with pytest.raises(AppError) as caught:
+            client.predict(image=image, mask=handle_file(mask), api_name="/inpaint")
+        assert words in str(caught.value)
+
+
+def test_a_missing_picture_is_asked_for(client, tmp_path):
+    with pytest.raises(AppError, match="There is no picture: choose a file first"):
+        client.predict(image=None, api_name="/reconstruct")
+    with pytest.raises(AppError, match="There is no mask: choose a file first"):
+        image = handle_file(picture(tmp_path / "in.png", (16, 16)))
+        client.predict(image=image, mask=None, api_name="/inpaint")
+
+
+def test_an_unexpected_fault_tells_a_number_and_the_log_tells_the_rest(caplog):
+    from maskimg_apps.errors import kindly
+
+    with pytest.raises(gr.Error) as caught, kindly():
+        raise KeyError("secret")
+    assert "secret" not in caught.value.message
+    assert caught.value.message.startswith("Something went wrong (id ")
+    assert "secret" in caplog.text
+
+
+def test_an_error_cannot_carry_markup():
+    from maskimg_apps.errors import kindly
+
+    with pytest.raises(gr.Error) as caught, kindly():
+        raise ValueError("there is no class `<img src=x onerror=alert(1)>`")
+    assert "<" not in caught.value.message
+
+
+# ----------------------------------------------------------------------------- drawing step by step
+
+
+def test_every_step_shows_fewer_hatched_tokens_until_none_is_left(pipeline):
+    order = runs.read_order(pipeline, VALUES | {"images": 2, "label_class": "cat"})
+    moments = list(runs.draw(pipeline, order))
+    assert [moment.pictures is not None for moment in moments] == [False] * 5 + [True]
+    assert [f"step {step}/4" in moment.status for step, moment in enumerate(moments[:5])] == [True] * 5
+    assert all('class="mk-panel mk-live"' in moment.panel for moment in moments[:-1])
+    assert moments[-2].panel.count("mk-veil") == 0 and moments[0].panel.count("mk-veil") == 2
+    assert "16 of 16 tokens fixed" in moments[-2].panel
+    assert len({moment.panel for moment in moments}) == 6
+    assert moments[-1].panel.count("<figure>") == 4  # the film
+
+
+def test_a_slow_decoder_is_asked_for_few_previews(pipeline, monkeypatch):
+    monkeypatch.setattr(runs, "FREE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "SHARE", 0.0)
+    decoded = []
+    monkeypatch.setattr(pipeline, "decode", lambda codes: decoded.append(1) or Pipeline.decode(pipeline, codes))
+    list(runs.draw(pipeline, runs.read_order(pipeline, VALUES)))
+    assert len(decoded) == 2  # the first, and the last
+
+
+@pytest.mark.parametrize("order", ["confidence", "halton", "random", "critic"])
+def test_the_demo_draws_what_the_pipeline_draws(pipeline, order):
+    asked = runs.read_order(pipeline, VALUES | {"order": order, "images": 2, "guidance": 2.0, "label_class": "cat"})
+    *_, last = runs.draw(pipeline, asked)
+    expected = pipeline.generate({"class": "cat"}, seeds=7, count=2, sampler=asked.sampler)
+    assert [image.tobytes() for image in last.pictures or []] == [image.tobytes() for image in expected.images]
+
+
+def test_inpainting_in_the_demo_is_inpainting_in_the_pipeline(pipeline, tmp_path):
+    image, mask = load_image(picture(tmp_path / "in.png", (50, 40))), np.zeros((40, 50), bool)
+    mask[5:12, 5:12] = True
+    hole = runs.read_hole(pipeline, Drawing(image, mask), None, 0, "any pixel")
+    asked = runs.read_order(pipeline, VALUES)
+    *_, last = runs.draw(pipeline, asked, hole=hole)
+    expected = pipeline.inpaint(image, mask, seeds=7, sampler=asked.sampler, grow=0)
+    assert [each.tobytes() for each in last.pictures or []] == [each.tobytes() for each in expected.images]
+
+
+def test_a_model_without_labels_and_critic_has_a_page_too():
+    bare = tiny_pipeline(labels=False, critic=False)
+    page = demo.build(bare)
+    choices = [block.choices for block in page.blocks.values() if getattr(block, "label", None) == "Order"]
+    assert choices == [[(order, order) for order in ("confidence", "halton", "random")]] * 2
+    *_, last = runs.draw(bare, runs.read_order(bare, VALUES))
+    assert last.pictures and last.pictures[0].size == (16, 16)
+
+
+# ----------------------------------------------------------------------------- what is to be redrawn
+
+
+def test_paint_and_mask_file_are_redrawn_together(pipeline, tmp_path):
+    image, painted = Image.new("RGB", (16, 16), "white"), np.zeros((16, 16), bool)
+    painted[0, 0] = True
+    white = Image.new("L", (16, 16))
+    white.putpixel((15, 15), 255)
+    white.save(tmp_path / "mask.png")
+    hole = runs.read_hole(pipeline, Drawing(image, painted), str(tmp_path / "mask.png"), 0, "any pixel")
+    assert np.argwhere(hole.tokens[0].numpy()).tolist() == [[0, 0], [3, 3]]
+    assert "2 of 16 tokens (12 %) will be redrawn" in runs.show_hole(pipeline, hole)
+
+
+def test_what_cannot_be_redrawn_is_said_in_words(pipeline, tmp_path):
+    image, nothing = Image.new("RGB", (16, 16)), np.zeros((16, 16), bool)
+    other = square_mask(tmp_path / "mask.png", (8, 8))
+    cases = (
+        (Drawing(None, None), None, 1, "any pixel", runs.NOT_OPEN),
+        (Drawing(image, nothing), None, 1, "any pixel", "nothing is painted. Paint the part to redraw"),
+        (Drawing(image, None), None, 1, "any pixel", "nothing is painted"),
+        (Drawing(image, nothing), str(other), 1, "any pixel", "the mask is 8x8 but the picture is 16x16"),
+        (Drawing(image, ~nothing), None, 1.5, "any pixel", "grow must be a whole number"),
+        (Drawing(image, ~nothing), None, 1, "most", "must be one of any pixel"),
+    )
+    for drawing, mask_file, grow, coverage, words in cases:
+        with pytest.raises(ValueError, match=words):
+            runs.read_hole(pipeline, drawing, mask_file, grow, coverage)
+
+
+def test_the_canvas_is_read_through_the_guarded_door():
+    editor = guard_editor(gr.ImageEditor())
+    blobs = editor.blob_storage
+    layers = [Image.new("RGBA", (20, 10)) for _ in range(2)]
+    layers[0].putpixel((3, 4), (255, 0, 0, 255))
+    layers[1].putpixel((5, 6), (255, 255, 255, 9))
+    blobs["a"] = canvas(Image.new("RGB", (20, 10), "red"), layers)
+    for _ in range(2):  # one stroke starts several events, which all read it
+        drawing = editor.preprocess(gr.components.image_editor.EditorData(id="a"))
+        assert drawing.picture.size == (20, 10)
+        assert np.argwhere(drawing.painted).tolist() == [[4, 3], [6, 5]]
+    assert editor.preprocess(gr.components.image_editor.EditorData(id="gone")) == Drawing(None, None)
+    assert editor.preprocess(None) == Drawing(None, None)
+
+    blobs["bad"] = canvas(Image.new("RGB", (20, 10)), layers)
+    blobs["bad"].background = b"GIF89a"
+    with pytest.raises(gr.Error, match="The picture is not a readable PNG, JPEG or WebP picture"):
+        editor.preprocess(gr.components.image_editor.EditorData(id="bad"))
+
+
+def test_the_server_keeps_only_the_newest_canvases():
+    blobs = RecentBlobs()
+    for i in range(3 * MAX_BLOBS):
+        blobs[str(i)] = i
+    assert list(blobs.values()) == list(range(2 * MAX_BLOBS, 3 * MAX_BLOBS))
+
+
+def test_the_parts_of_a_canvas_may_come_at_the_same_time():
+    # Gradio's accept_blobs looks up, adds and puts back in several threads: two that found nothing lost each other.
+    blobs = RecentBlobs()
+    first, second = blobs.get("a", {}), blobs.get("a", {})
+    first["background"], second["layer"] = 1, 2
+    blobs["a"] = second
+    blobs["a"] = first
+    assert blobs.get("a") == {"background": 1, "layer": 2}
+    assert blobs.get("b") is None and "b" not in blobs
+
+
+def test_a_brush_is_as_wide_as_an_eighth_of_the_picture():
+    assert [runs.brush_radius(Drawing(Image.new("RGB", size), None)) for size in ((64, 64), (800, 400))] == [4, 25]
+    assert runs.brush_radius(Drawing(Image.new("RGB", (1, 1)), None)) == 1
+    assert runs.brush_radius(Drawing(None, None)) == 0
+
+
+def test_an_upload_is_called_what_it_is(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"")
+    with pytest.raises(ImageError, match="^the mask is not a readable"):
+        open_upload(str(tmp_path / "x.png"), "mask")
+    with pytest.raises(ImageError, match="^the picture is no longer on the server"):
+        open_upload(str(tmp_path / "gone.png"))
+
+
+def test_tokens_are_drawn_where_they_are():
+    cells = np.array([[1, 1, 0], [0, 1, 0]], bool)
+    drawn = tokens.tile(None, (0, 0, 3, 2), veiled=cells, tinted=cells, fresh=cells, caption="<b>")
+    assert 'd="M0 0H2V1H0ZM1 1H2V2H1Z"' in drawn  # neighbours as one
+    assert "M0 0h1v1h-1ZM1 0h1v1h-1ZM1 1h1v1h-1Z" in drawn
+    assert "&lt;b&gt;" in drawn and "<b>" not in drawn
+    edge = drawn.split('mk-edge" d="')[1].split('"')[0]
+    assert edge.count("h1") + edge.count("v1") == 8
+    assert tokens.data_uri(Image.new("RGB", (1000, 10))).startswith("data:image/jpeg")
+
+
+# ----------------------------------------------------------------------------- who may reach it
+
+
+def test_without_a_model_the_page_says_how_to_make_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    page = demo.build(None)
+    buttons = [block for block in page.blocks.values() if isinstance(block, gr.Button)]
+    assert buttons and not any(button.interactive for button in buttons)
+    address = demo.launch(page, port=demo.free_port("127.0.0.1", 0))
+    try:
+        told = str(httpx.get(address + "config").json()["components"])
+        assert "maskimg train FOLDER --out DIR" in told and "maskimg demo --model DIR" in told
+    finally:
+        page.close(verbose=False)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"host": "0.0.0.0"}, "others could reach this page: give --user NAME and --password-file FILE"),
+        ({"host": "::"}, "others could reach this page"),
+        ({"host": "example.org"}, "others could reach this page"),
+        ({"share": True}, "others could reach this page"),
+        ({"user": "ann"}, "a login needs both --user and --password-file"),
+        ({"password_file": "x"}, "a login needs both"),
+        ({"user": "ann", "password_file": "/nowhere/x"}, "`/nowhere/x` cannot be read"),
+    ],
+)
+def test_a_page_that_others_could_reach_needs_a_name_and_a_password(options, words):
+    with pytest.raises(ValueError, match=words):
+        demo.serve(None, **options)
+
+
+def test_an_empty_password_is_refused(tmp_path):
+    (tmp_path / "password").write_text("\n")
+    with pytest.raises(ValueError, match="is empty"):
+        demo.serve(None, host="0.0.0.0", user="ann", password_file=str(tmp_path / "password"))
+
+
+def test_a_page_with_a_login_answers_nobody_else(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    page = demo.build(pipeline)
+    address = demo.launch(page, port=demo.free_port("127.0.0.1", 0), login=("ann", "secret"))
+    try:
+        for path in ("config", "gradio_api/info", "gradio_api/file=/etc/hostname"):
+            assert httpx.get(address + path).status_code == 401
+        client = Client(address, auth=("ann", "secret"), verbose=False, download_files=tmp_path)
+        assert len(client.predict(images=1, api_name="/generate")[0]) == 1
+        client.close()
+    finally:
+        page.close(verbose=False)
+
+
+def test_files_of_the_server_and_its_statistics_are_not_served(address):
+    assert httpx.get(f"{address}gradio_api/file={Path(__file__).resolve()}").status_code == 403
+    assert httpx.get(f"{address}gradio_api/file=/etc/hostname").status_code == 403
+    assert httpx.get(f"{address}monitoring").status_code in (403, 404)
+
+
+def test_a_file_that_is_too_large_is_not_accepted(address):
+    file = io.BytesIO(bytes(17 * 2**20))
+    assert httpx.post(f"{address}gradio_api/upload", files={"files": ("big.png", file)}).status_code == 413
+
+
+def test_a_port_that_is_taken_is_passed_over():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert demo.free_port("127.0.0.1", port) > port
+    with pytest.raises(ValueError, match="port must be between 0 and 65535, got 70000"):
+        demo.free_port("127.0.0.1", 70000)
+    with pytest.raises(ValueError, match="cannot listen on 203.0.113.7"):
+        demo.free_port("203.0.113.7", 7860)
+
+
+def test_serving_forgets_settings_of_gradio_and_leaves_no_uploads_behind(monkeypatch, capsys):
+    for name in list(os.environ):
+        if name.startswith("GRADIO_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GRADIO_ALLOWED_PATHS", "/")
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/tmp/elsewhere")
+    monkeypatch.setattr(demo, "bundled_models", lambda: [])
+    seen = {}
+
+    def block_thread(page: gr.Blocks) -> None:
+        uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+        seen["mode"] = stat.S_IMODE(uploads.stat().st_mode)
+        seen["uploads"], seen["allowed"] = uploads, page.allowed_paths
+        page.close(verbose=False)
+
+    monkeypatch.setattr(gr.Blocks, "block_thread", block_thread)
+    demo.serve(None, port=demo.free_port("127.0.0.1", 0))
+    assert seen["mode"] == 0o700 and seen["allowed"] == [] and not seen["uploads"].exists()
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    told = capsys.readouterr().out
+    assert "GRADIO_ALLOWED_PATHS is ignored" in told and "http://127.0.0.1:" in told
+    assert "maskimg train FOLDER --out DIR" in told
+
+
+# ----------------------------------------------------------------------------- helpers
+
+
+def picture(path: Path, size: tuple[int, int]) -> Path:
+    Image.radial_gradient("L").resize(size).convert("RGB").save(path)
+    return path
+
+
+def square_mask(path: Path, size: tuple[int, int]) -> Path:
+    mask = Image.new("L", size)
+    mask.paste(255, (4, 4, 12, 12))
+    mask.save(path)
+    return path
+
+
+def canvas(background: Image.Image, layers: list[Image.Image]):
+    """What the browser posts of a canvas."""
+
+    def png(image: Image.Image) -> bytes:
+        file = io.BytesIO()
+        image.save(file, format="PNG")
+        return file.getvalue()
+
+    blobs = gr.components.image_editor.EditorDataBlobs
+    return blobs(background=png(background), layers=[png(layer) for layer in layers], composite=None)
