@@ -6,9 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from maskimg.hole import Hole
 from maskimg.masking import SCHEDULES
 from maskimg.noise import SEEDS
-from maskimg.pipeline import Hole, Pipeline
+from maskimg.pipeline import Pipeline
 from maskimg.sampling import ORDERS, Sampler
 from maskimg_apps import look, runs, tokens
 from maskimg_apps.errors import kindly

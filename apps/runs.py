@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maskimg.hole import Hole
 from maskimg.noise import SEEDS
-from maskimg.pipeline import Hole, Pipeline, expand_seeds, write_png
+from maskimg.pipeline import Pipeline, expand_seeds
+from maskimg.recipe import write_png
 from maskimg.sampling import Sampler
 from maskimg_apps import tokens
 from maskimg_apps.uploads import Drawing, open_upload
@@ -117,7 +119,7 @@ def draw(
         if last or spent <= FREE_SECONDS + SHARE * elapsed:
             began = time.perf_counter()
             drawn = [to_pil(image) for image in pipeline.decode(preview.codes)]
-            pictures = [pipeline.paste(small, each) for each in drawn] if small else drawn
+            pictures = [small.paste(each) for each in drawn] if small else drawn
             fixed = int((unknown & ~now[0]).sum())
             words = f"step {preview.step} of {steps}, {fixed} of {int(unknown.sum())} tokens fixed"
             shown = tokens.panel(tiles(pictures, now, masked & ~now), words, live=True, hatch=hatch)
@@ -130,7 +132,7 @@ def draw(
 
     done = f"{b} {'picture' if b == 1 else 'pictures'} in {time.perf_counter() - started:.1f} s"
     film = tokens.film(frames, f"How seed {order.seeds[0]} was drawn", hatch=hatch)
-    yield Moment(tokens.status(done, 1), film, [pipeline.paste(hole, each) for each in drawn] if hole else drawn)
+    yield Moment(tokens.status(done, 1), film, [hole.paste(each) for each in drawn] if hole else drawn)
 
 
 def save(

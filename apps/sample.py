@@ -6,7 +6,8 @@ from tqdm import tqdm
 
 from maskimg.conditions import Label
 from maskimg.noise import SEEDS
-from maskimg.pipeline import Pipeline, read_recipe
+from maskimg.pipeline import Pipeline
+from maskimg.recipe import read_recipe
 from maskimg.sampling import Sampler
 from vqgan import ImageError
 

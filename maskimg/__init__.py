@@ -38,7 +38,22 @@ _HOMES = {
     "TokenCritic": "transformer",
     "TransformerConfig": "transformer",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Losses",
+    "MaskGit",
+    "MaskedTokenDataset",
+    "MaskedTransformer",
+    "Pipeline",
+    "Result",
+    "Sampler",
+    "Step",
+    "TokenCritic",
+    "TransformerConfig",
+    "__version__",
+    "sample",
+    "sample_steps",
+    "token_mask",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -247,7 +247,7 @@ def inpaint(parser: Parser, arguments: list[str]) -> None:
     tokens = pipeline.grid[0] * pipeline.grid[1]
     redrawn = result.recipes[0]["tokens_redrawn"]
     if given.count == 1:
-        from maskimg.pipeline import write_png
+        from maskimg.recipe import write_png
 
         path = _png_path(given.out)
         write_png(result.images[0], result.recipes[0], path)
@@ -280,7 +280,7 @@ def info(parser: Parser, arguments: list[str]) -> None:
 def _info_picture(path: str) -> None:
     import json
 
-    from maskimg.pipeline import read_recipe
+    from maskimg.recipe import read_recipe
 
     recipe = read_recipe(path)
     if recipe is None:

@@ -5,32 +5,28 @@ script all call it.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from maskimg import __version__
 from maskimg.conditions import Label, LabelFields
 from maskimg.evaluate import psnr
 from maskimg.hardware import autocast, pick_device, pick_dtype
+from maskimg.hole import Hole, Mask, painted_pixels, tokens_along, tokens_to_redraw
 from maskimg.maskgit import MaskGit
-from maskimg.masking import token_mask
 from maskimg.noise import SEEDS
+from maskimg.recipe import write_png
 from maskimg.sampling import Sampler, sample_steps
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from vqgan import Tokenizer, files, load_image
-from vqgan.images import pad_square, to_pil, to_rgb8, to_tensor
+from vqgan.images import pad_square, to_pil, to_tensor
 
 FORMAT = 1
 BUNDLED = Path(__file__).parent / "models"
-METADATA = "maskimg"  # the PNG text chunk that holds a picture's recipe
-MAX_METADATA = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,30 +71,6 @@ class Reconstruction:
     image: Image.Image
     codes: torch.Tensor
     psnr_db: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Hole:
-    """What inpainting redraws.
-
-    Attributes:
-        image: the original picture, of any size.
-        box: what it fills of the model's square: left, top, right, bottom.
-        codes: (1, h, w) with MASK in the hole. tokens: (1, h, w) bool, True in the hole.
-        rows, columns: the token row of each of the original's pixel rows, and likewise for columns.
-    """
-
-    image: Image.Image
-    box: tuple[int, int, int, int]
-    codes: torch.Tensor
-    tokens: torch.Tensor
-    rows: np.ndarray
-    columns: np.ndarray
-
-    def pixels(self) -> Image.Image:
-        """White where the original picture will be replaced, at its own size."""
-        redrawn = self.tokens[0].cpu().numpy()[self.rows][:, self.columns]
-        return Image.fromarray((redrawn * 255).astype(np.uint8))
 
 
 class OneByOne:
@@ -200,7 +172,7 @@ class Pipeline:
     def inpaint(
         self,
         image: Image.Image | str | Path,
-        mask: Image.Image | np.ndarray | str | Path,
+        mask: Mask,
         label: Label = None,
         *,
         seeds: int | Sequence[int] = 0,
@@ -225,11 +197,11 @@ class Pipeline:
         ]
         codes = self._last(self.steps(label, codes=hole.codes.expand(len(seeds), -1, -1), seeds=seeds, sampler=sampler))
         result = self._finish(codes, recipes)
-        return dataclasses.replace(result, images=[self.paste(hole, drawn) for drawn in result.images])
+        return dataclasses.replace(result, images=[hole.paste(drawn) for drawn in result.images])
 
     def reconstruct(self, image: Image.Image | str | Path) -> Reconstruction:
         """Encode a picture (padded to a square) and decode it again: what the tokenizer can and cannot keep."""
-        square, box = pad_square(_opened(image), self.image_size)
+        square, box = pad_square(opened(image), self.image_size)
         codes = self.encode(square)
         restored = self.decode(codes)
         closeness = psnr(restored.cpu(), to_tensor(square)[None]).item()
@@ -280,41 +252,21 @@ class Pipeline:
     def hole(
         self,
         image: Image.Image | str | Path,
-        mask: Image.Image | np.ndarray | str | Path,
+        mask: Mask,
         *,
         coverage: float = 0.0,
         grow: int = 1,
     ) -> Hole:
         """Which tokens of `image` the painted `mask` asks to redraw; raises as `inpaint` does."""
-        image, painted = _opened(image), _painted(mask)
-        if painted.shape[::-1] != image.size:
-            width, height = painted.shape[::-1]
-            raise ValueError(
-                f"the mask is {width}x{height} but the image is {image.width}x{image.height}: make them equal"
-            )
-        if not painted.any():
-            raise ValueError("nothing is painted: paint the part to redraw")
+        image = opened(image)
+        painted = painted_pixels(mask, image.size)
         square, box = pad_square(image, self.image_size)
-        # Every pixel belongs to the token that its centre falls into, here and when the result is pasted back: no
-        # stroke is lost between the picture's size and the model's.
-        columns = _tokens_along(image.width, box[0], box[2], self.tokenizer.stride)
-        rows = _tokens_along(image.height, box[1], box[3], self.tokenizer.stride)
-        share = _share_per_token(painted, rows, columns, self.grid)
-        if not 0 <= coverage < 1:
-            raise ValueError(f"coverage must be in [0, 1), got {coverage}")
-        tokens = token_mask(share[None] > coverage, 1, grow=grow)
-        if not tokens.any():
-            raise ValueError("no token is covered enough to be redrawn: paint more, or lower the coverage")
+        rows = tokens_along(image.height, box[1], box[3], self.tokenizer.stride)
+        columns = tokens_along(image.width, box[0], box[2], self.tokenizer.stride)
+        tokens = tokens_to_redraw(painted, rows, columns, self.grid, coverage=coverage, grow=grow)
         codes = self.encode(square)
         masked = codes.masked_fill(tokens.to(codes.device), self.generator.mask_id)
         return Hole(image, box, masked, tokens, rows, columns)
-
-    def paste(self, hole: Hole, drawn: Image.Image) -> Image.Image:
-        """The original picture with the redrawn tokens, and only these, taken from `drawn` (of the model's size)."""
-        patch = drawn.crop(hole.box)
-        if patch.size != hole.image.size:
-            patch = patch.resize(hole.image.size, Image.Resampling.BICUBIC)
-        return Image.composite(patch, hole.image, hole.pixels())
 
     # Files.
 
@@ -445,74 +397,6 @@ def expand_seeds(seeds: int | Sequence[int], count: int) -> list[int]:
     return [(seeds + i) % SEEDS for i in range(count)]
 
 
-def write_png(image: Image.Image, recipe: dict[str, Any], path: Path) -> None:
-    """Write a PNG with its recipe inside, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, format="PNG", pnginfo=png_text(recipe))
-    temporary.replace(path)
-
-
-def png_text(recipe: dict[str, Any]) -> PngInfo:
-    """The recipe as PNG text: JSON under `maskimg`, and a line for people under `parameters`."""
-    text = PngInfo()
-    text.add_itxt(METADATA, json.dumps(recipe, ensure_ascii=False))
-    text.add_itxt("parameters", describe(recipe))
-    return text
-
-
-def describe(recipe: Mapping[str, Any]) -> str:
-    """A recipe in one line."""
-    label = ", ".join(f"{field}: {name}" for field, name in recipe["label"].items()) or "no label"
-    sampler = recipe["sampler"]
-    return (
-        f"{label}; seed {recipe['seed']}, {sampler['steps']} steps, {sampler['order']} order, "
-        f"guidance {sampler['guidance']}, model {recipe['model']}"
-    )
-
-
-def read_recipe(path: str | Path) -> dict[str, Any] | None:
-    """The recipe in a PNG, or None where there is none (or one too long or too odd to be ours).
-
-    Raises:
-        ImageError: the file is not a readable picture.
-    """
-    load_image(path)  # the one door: refuses what is damaged or too large
-    with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-        text = image.info.get(METADATA)
-    if not isinstance(text, str) or len(text) > MAX_METADATA:
-        return None
-    try:
-        recipe = json.loads(text)
-    except ValueError:
-        return None
-    return recipe if isinstance(recipe, dict) else None
-
-
-def _opened(image: Image.Image | str | Path) -> Image.Image:
+def opened(image: Image.Image | str | Path) -> Image.Image:
+    """A picture, or the picture in a file; raises ImageError where that cannot be read."""
     return image if isinstance(image, Image.Image) else load_image(image)
-
-
-def _painted(mask: Image.Image | np.ndarray | str | Path) -> np.ndarray:
-    """A mask as bool (H, W); what is transparent is not painted."""
-    if not isinstance(mask, np.ndarray):
-        black = (0, 0, 0)
-        opened = to_rgb8(mask, black) if isinstance(mask, Image.Image) else load_image(mask, background=black)
-        mask = np.asarray(opened.convert("L"))
-    if mask.ndim != 2:
-        raise ValueError(f"expected a mask (H, W), got an array of shape {mask.shape}")
-    return mask if mask.dtype == bool else mask > 127
-
-
-def _tokens_along(length: int, start: int, stop: int, stride: int) -> np.ndarray:
-    """The token of each of `length` pixels that are scaled to fill [start, stop) of the model's square."""
-    centres = start + (2 * np.arange(length) + 1) * (stop - start) // (2 * length)
-    return centres // stride
-
-
-def _share_per_token(painted: np.ndarray, rows: np.ndarray, columns: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
-    """Share of each token's pixels that is painted, 0 where it has none: (h, w) float."""
-    h, w = grid
-    token = rows[:, None] * w + columns
-    total = np.bincount(token.ravel(), minlength=h * w)
-    hit = np.bincount(token.ravel(), painted.ravel(), minlength=h * w)
-    return torch.from_numpy(hit / np.maximum(total, 1)).reshape(h, w)

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from maskimg.cli import COMMANDS, main, overview
-from maskimg.pipeline import read_recipe
+from maskimg.recipe import read_recipe
 from vqgan import load_image
 
 

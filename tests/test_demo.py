@@ -16,7 +16,8 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from tiny import tiny_pipeline
 
-from maskimg.pipeline import Pipeline, read_recipe
+from maskimg.pipeline import Pipeline
+from maskimg.recipe import read_recipe
 from maskimg_apps import demo, runs, tokens
 from maskimg_apps.uploads import MAX_BLOBS, Drawing, RecentBlobs, guard_editor, open_upload
 from vqgan import ImageError, load_image

@@ -290,3 +290,11 @@ def run_python(script: str, folder: Path) -> str:
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
+
+
+def test_every_public_name_can_be_imported_and_none_is_forgotten():
+    import maskimg
+
+    assert set(maskimg.__all__) == {"__version__", *maskimg._HOMES}
+    for name in maskimg.__all__:
+        assert getattr(maskimg, name) is not None

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from tiny import LABELS, NETWORK, tiny_pipeline
 
-from maskimg.pipeline import Pipeline, describe, expand_seeds, read_recipe, write_png
+from maskimg.pipeline import Pipeline, expand_seeds
+from maskimg.recipe import describe, read_recipe, write_png
 from maskimg.sampling import Sampler
 from maskimg.transformer import MaskedTransformer
 from vqgan import ImageError, Tokenizer

@@ -4,7 +4,7 @@ import pytest
 from tiny import tiny_pipeline
 
 from maskimg.noise import SEEDS
-from maskimg.pipeline import read_recipe
+from maskimg.recipe import read_recipe
 from maskimg_apps.sample import sample_folder
 
 

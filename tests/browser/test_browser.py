@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from tiny import tiny_pipeline
 
-from maskimg.pipeline import read_recipe
+from maskimg.recipe import read_recipe
 from maskimg_apps import demo
 from vqgan import load_image
 

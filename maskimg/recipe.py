@@ -1,0 +1,57 @@
+"""The recipe inside a PNG: everything that is needed to draw the picture again."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from vqgan import load_image
+
+METADATA = "maskimg"  # the PNG text chunk that holds the recipe
+MAX_METADATA = 65536
+
+
+def write_png(image: Image.Image, recipe: dict[str, Any], path: Path) -> None:
+    """Write a PNG with its recipe inside, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    image.save(temporary, format="PNG", pnginfo=png_text(recipe))
+    temporary.replace(path)
+
+
+def png_text(recipe: dict[str, Any]) -> PngInfo:
+    """The recipe as PNG text: JSON under `maskimg`, and a line for people under `parameters`."""
+    text = PngInfo()
+    text.add_itxt(METADATA, json.dumps(recipe, ensure_ascii=False))
+    text.add_itxt("parameters", describe(recipe))
+    return text
+
+
+def describe(recipe: Mapping[str, Any]) -> str:
+    """A recipe in one line."""
+    label = ", ".join(f"{field}: {name}" for field, name in recipe["label"].items()) or "no label"
+    sampler = recipe["sampler"]
+    return (
+        f"{label}; seed {recipe['seed']}, {sampler['steps']} steps, {sampler['order']} order, "
+        f"guidance {sampler['guidance']}, model {recipe['model']}"
+    )
+
+
+def read_recipe(path: str | Path) -> dict[str, Any] | None:
+    """The recipe in a PNG, or None where there is none (or one too long or too odd to be ours).
+
+    Raises:
+        ImageError: the file is not a readable picture.
+    """
+    load_image(path)  # the one door: refuses what is damaged or too large
+    with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+        text = image.info.get(METADATA)
+    if not isinstance(text, str) or len(text) > MAX_METADATA:
+        return None
+    try:
+        recipe = json.loads(text)
+    except ValueError:
+        return None
+    return recipe if isinstance(recipe, dict) else None
