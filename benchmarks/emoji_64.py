@@ -22,14 +22,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from maskimg.evaluate import Judge, code_usage, frechet_distance, nearest, psnr, train_judge
-from maskimg.hardware import autocast
+from maskimg.evaluate import Classifier, Judge, code_usage, frechet_distance, nearest, psnr, train_judge
+from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.pictures import Pictures, list_folder, read_pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampling import Sampler
 from maskimg.training.run import Budget
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
-from vqgan import Tokenizer, TokenizerConfig
+from vqgan import Tokenizer, TokenizerConfig, files
 from vqgan.images import normalize, paired_sheet, sheet, to_pil
 
 RESULTS = Path(__file__).parent / "results"
@@ -118,11 +118,20 @@ def read(folder: Path) -> Pictures:
     return read_pictures(list_folder(folder), 64, folder.with_name(folder.name + "-cache"), progress=tqdm)
 
 
-def judge_of(pictures: Pictures, steps: int = 1200) -> tuple[Judge, float]:
-    """A classifier of the class field trained on the training part, and its accuracy on the held-out part."""
+def judge_of(folder: Path, pictures: Pictures, steps: int = 1200) -> tuple[Judge, float]:
+    """A classifier trained on the training part (kept in FOLDER-judge), and its accuracy on the held-out part."""
     train, unseen = pictures.part(held_out=False), pictures.part(held_out=True)
-    field = list(pictures.fields).index("class")
-    judge = train_judge(train.pixels, train.labels[:, field], len(pictures.fields["class"]), steps, progress=tqdm)
+    field, classes = list(pictures.fields).index("class"), len(pictures.fields["class"])
+    kept = folder.with_name(f"{folder.name}-judge")
+    if kept.exists():
+        device = pick_device()
+        files.verify(kept)
+        classifier = files.read_weights(kept, Classifier(classes)).to(device).eval()
+        judge = Judge(classifier, device, pick_dtype("auto", device))
+    else:
+        judge = train_judge(train.pixels, train.labels[:, field], classes, steps, progress=tqdm)
+        with files.atomic_directory(kept) as directory:
+            files.write_module(directory, {"classes": classes, "steps": steps}, judge.classifier)
     return judge, judge.accuracy(unseen.pixels, unseen.labels[:, field])
 
 
@@ -158,7 +167,7 @@ def tokenizer_figures(tokenizer: Tokenizer, pictures: Pictures, judge: Judge) ->
 def tokenizers(folder: Path, minutes: float, only: str) -> None:
     """Train each candidate for the same time and compare."""
     pictures = read(folder)
-    judge, accuracy = judge_of(pictures)
+    judge, accuracy = judge_of(folder, pictures)
     print(f"the judge's accuracy on held-out pictures: {accuracy:.3f}")
     for name, config in TOKENIZERS.items():
         if only not in name:
@@ -221,13 +230,13 @@ def even(pictures: Pictures, count: int) -> torch.Tensor:
 def tune(folder: Path, model: str, count: int) -> None:
     """A few samplers side by side; the recipe is chosen from this table."""
     pictures, pipeline = read(folder), Pipeline.from_pretrained(model)
-    judge, _ = judge_of(pictures)
+    judge, _ = judge_of(folder, pictures)
     halton = Sampler(steps=12, order="halton")
-    tried = [replace(halton, guidance=g) for g in (1.0, 2.0, 3.0, 5.0)]
-    tried += [replace(halton, guidance=g, token_temperature=t) for g, t in ((2.0, 0.8), (3.0, 0.8), (3.0, 0.6))]
-    tried += [replace(halton, guidance=3.0, steps=s) for s in (8, 24)]
-    tried += [replace(halton, order="confidence", guidance=3.0, choice_temperature=t) for t in (4.5, 10.0)]
-    tried += [replace(halton, order="critic", guidance=3.0, choice_temperature=t) for t in (0.5, 2.0)]
+    tried = [replace(halton, guidance=g) for g in (1.0, 2.5, 4.0)]
+    tried += [replace(halton, guidance=2.5, token_temperature=t) for t in (0.8, 0.6)]
+    tried += [replace(halton, guidance=2.5, steps=8)]
+    tried += [replace(halton, order="confidence", guidance=2.5, choice_temperature=t) for t in (4.5, 10.0)]
+    tried += [replace(halton, order="critic", guidance=2.5, choice_temperature=t) for t in (0.5, 2.0)]
     for sampler in tried:
         name = (
             f"{sampler.order}, {sampler.steps} steps, guidance {sampler.guidance}, temperature "
@@ -240,7 +249,7 @@ def tune(folder: Path, model: str, count: int) -> None:
 def measure(folder: Path, model: str) -> None:
     """Every figure of the model card."""
     pictures, pipeline = read(folder), Pipeline.from_pretrained(model)
-    judge, unseen_accuracy = judge_of(pictures)
+    judge, unseen_accuracy = judge_of(folder, pictures)
     train, unseen = pictures.part(held_out=False), pictures.part(held_out=True)
     field = list(pictures.fields).index("class")
     record("emoji-64", "tokenizer", tokenizer_figures(pipeline.tokenizer, pictures, judge))
@@ -336,7 +345,7 @@ def main() -> None:
         verb.add_argument("folder", type=Path)
         verb.add_argument("model")
         if name == "tune":
-            verb.add_argument("--count", type=int, default=416)
+            verb.add_argument("--count", type=int, default=224)
     verb = verbs.add_parser("bundle")
     verb.add_argument("model")
     verb.add_argument("target", type=Path)

@@ -47,6 +47,10 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
+        for written in temporary.rglob("*"):
+            written.chmod(
+                0o755 if written.is_dir() else 0o644
+            )  # safetensors writes files that only their owner can read
         write_manifest(temporary)
         _sync(temporary)
         verify(temporary)
