@@ -33,7 +33,7 @@ from vqgan import Tokenizer, TokenizerConfig, files
 from vqgan.images import normalize, paired_sheet, sheet, to_pil
 
 RESULTS = Path(__file__).parent / "results"
-RECIPE = Sampler(steps=12, order="halton", guidance=2.5)  # chosen from results/emoji-64-samplers.json
+RECIPE = Sampler(steps=12, order="halton", guidance=3.0, choice_temperature=2.0)  # from results/emoji-64-samplers.json
 LICENCE = "weights Apache-2.0; trained on pictures under MIT, Apache-2.0 and CC-BY 4.0"
 CREDIT = (
     "Microsoft Fluent Emoji (MIT), Google Noto Emoji and Blobmoji (Apache-2.0), Twitter Twemoji, EmojiTwo (EmojiOne) "
@@ -118,11 +118,11 @@ def read(folder: Path) -> Pictures:
     return read_pictures(list_folder(folder), 64, folder.with_name(folder.name + "-cache"), progress=tqdm)
 
 
-def judge_of(folder: Path, pictures: Pictures, steps: int = 1200) -> tuple[Judge, float]:
-    """A classifier trained on the training part (kept in FOLDER-judge), and its accuracy on the held-out part."""
+def judge_of(folder: Path, pictures: Pictures, steps: int = 2400) -> tuple[Judge, float]:
+    """A classifier trained on the training part (kept in FOLDER-judge-STEPS), and its accuracy on the held-out part."""
     train, unseen = pictures.part(held_out=False), pictures.part(held_out=True)
     field, classes = list(pictures.fields).index("class"), len(pictures.fields["class"])
-    kept = folder.with_name(f"{folder.name}-judge")
+    kept = folder.with_name(f"{folder.name}-judge-{steps}")
     if kept.exists():
         device = pick_device()
         files.verify(kept)
@@ -263,7 +263,7 @@ def measure(folder: Path, model: str) -> None:
     )
     orders = {
         "critic off": pipeline.recipe,
-        "critic on": replace(pipeline.recipe, order="critic", choice_temperature=0.5),
+        "critic on": replace(pipeline.recipe, order="critic"),
     }
     for name, sampler in orders.items():
         for styles in (False, True):

@@ -1,5 +1,6 @@
 """Which device and which number format to compute in, decided by measuring rather than by name."""
 
+import logging
 import shutil
 import time
 from functools import cache
@@ -52,6 +53,7 @@ def compile_blocks(network: nn.Module, device: torch.device) -> bool:
     """
     if device.type == "mps" or not (shutil.which("g++") or shutil.which("clang++")):
         return False
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports a missing CUDA on every CPU
     for module in network.modules():
         if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1:
             for child in module:

@@ -37,7 +37,7 @@ class NetworkSize:
     depth: int = 6
     heads: int = 4
     registers: int = 1
-    dropout: float = 0.1
+    dropout: float = 0.0
     critic_depth: int = 2
 
 
@@ -72,11 +72,11 @@ class Plan:
 
 
 PRESETS = {
-    "cpu": Plan(size=32),
+    "cpu": Plan(size=32, generator_training=GeneratorTraining(batch_size=64)),  # more steps from the same minutes
     "gpu": Plan(
         size=64,
         tokenizer_budget=Budget(minutes=8),
-        generator=NetworkSize(dim=512, depth=12, heads=8, critic_depth=3),
+        generator=NetworkSize(dim=512, depth=12, heads=8, dropout=0.1, critic_depth=3),
         generator_training=GeneratorTraining(batch_size=256, learning_rate=1e-3, ema_decay=0.9995),
         generator_budget=Budget(minutes=16),
         critic_budget=Budget(minutes=3),
@@ -120,7 +120,7 @@ def plan_for(
     )
     network = plan.generator
     if count < 1000:
-        network = dataclasses.replace(network, dim=192, heads=3, depth=4, critic_depth=1, dropout=0.2)
+        network = dataclasses.replace(network, dim=192, heads=3, depth=4, critic_depth=1, dropout=0.1)
     tokenizer_training = dataclasses.replace(plan.tokenizer_training, shift=side // 16)
     if labelled:  # a classifier of these very pictures judges better than random features what must be kept
         tokenizer_training = dataclasses.replace(
