@@ -22,18 +22,19 @@ DRAWING: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
-def make_controls(pipeline: Pipeline | None) -> dict[str, Any]:
-    """One control for each value that `runs.read_order` reads, by its name."""
+def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """One control for each value that `runs.read_order` reads, by its name; `label` is chosen at first."""
     recipe = pipeline.recipe if pipeline else Sampler()
     fields = pipeline.labels.names if pipeline else {}
     has_critic = pipeline is not None and pipeline.critic is not None
     orders = [order for order in ORDERS if order != "critic" or has_critic]
     controls: dict[str, Any] = {}
+    first = {field: name for field, name in (label or {}).items() if name in fields.get(field, ())}
     with gr.Row(visible=bool(fields)):
         for field, names in fields.items():
             choices = [ANYTHING, *((name, name) for name in names)]
             controls[runs.label_key(field)] = gr.Dropdown(
-                choices, value="", label=field.replace("_", " ").capitalize(), min_width=130
+                choices, value=first.get(field, ""), label=field.replace("_", " ").capitalize(), min_width=130
             )
     controls["images"] = gr.Slider(1, runs.MAX_IMAGES, value=4, step=1, label="Images")
     with gr.Row():

@@ -27,7 +27,7 @@ from maskimg_apps.uploads import Drawing, guard_editor, guard_image, open_upload
 def generate_tab(pipeline: Pipeline | None) -> tuple[gr.Gallery, gr.Button]:
     with gr.Row(elem_classes="mk-run"):
         with gr.Column(scale=2, min_width=300):
-            controls = make_controls(pipeline)
+            controls = make_controls(pipeline, pipeline.example if pipeline else None)
             go, stop = make_buttons("Generate", pipeline, "generate")
             gr.HTML(look.KEYS)
         with gr.Column(scale=3, min_width=320, elem_classes="mk-result"):

@@ -146,6 +146,12 @@ class Pipeline:
     def name(self) -> str:
         return self.about.get("name", "unnamed")
 
+    @property
+    def example(self) -> dict[str, str]:
+        """A label that the model draws well, to begin with; may be empty."""
+        example = self.about.get("example")
+        return example if isinstance(example, dict) else {}
+
     # From labels and holes to pictures.
 
     def generate(

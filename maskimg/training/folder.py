@@ -180,6 +180,7 @@ def train_folder(
         {
             "name": out.name,
             "data": {"folder": listing.folder.name, "pictures": len(pictures.names), "held_out": len(unseen.names)},
+            "example": commonest_label(cache),
             **(about or {}),
             "measured": measure(pipeline, cache, unseen),
             "plan": dataclasses.asdict(plan),
@@ -246,6 +247,13 @@ def generator_stage(
         )  # fmt: skip
         _require_finished(run)
     return Pipeline(tokenizer, net, critic, labels=cache.fields, recipe=plan.recipe, device=device, dtype=dtype)
+
+
+def commonest_label(cache: CodeCache) -> dict[str, str]:
+    """The first field's name that most pictures have: what the demo offers first."""
+    for (field, names), column in zip(cache.fields.items(), cache.labels.unbind(1), strict=True):
+        return {field: names[int(column.bincount(minlength=len(names))[: len(names)].argmax())]} if names else {}
+    return {}
 
 
 def measure(pipeline: Pipeline, cache: CodeCache, unseen: Pictures) -> dict[str, float]:
