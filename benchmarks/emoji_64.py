@@ -289,7 +289,7 @@ def bundle(model: str, target: Path) -> None:
     pipeline = Pipeline.from_pretrained(model, device="cpu")
     figures = json.loads((RESULTS / "emoji-64.json").read_text()) if (RESULTS / "emoji-64.json").exists() else {}
     minutes = {
-        stage: json.loads((Path(f"{model}.training") / stage / "log.jsonl").read_text().splitlines()[-1])
+        stage: files.read_json(max((Path(f"{model}.training") / stage / "checkpoints").glob("step-*")) / "state.json")
         for stage in ("tokenizer", "generator", "critic")
     }
     pipeline.recipe = RECIPE
