@@ -76,7 +76,7 @@ class Reconstruction:
 class OneByOne:
     """A model that is run on one image at a time, so that not even bf16 rounding depends on the batch.
 
-    On a CPU this costs about a quarter of the speed of a large batch; on a GPU it would cost nearly all of it.
+    On a CPU this costs between a quarter and a third of the speed of a large batch; on a GPU it would cost nearly all.
     """
 
     def __init__(self, model: MaskGit):

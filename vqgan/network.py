@@ -69,11 +69,6 @@ class Decoder(nn.Module):
             layers += [nn.Conv2d(width, 4 * following, 3, padding=1), nn.PixelShuffle(2)]
         self.layers = nn.Sequential(*layers)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight that a patch discriminator's loss is balanced at (Esser et al. 2021, eq. 7)."""
-        return self.layers[-2].weight  # pyright: ignore[reportReturnType]
-
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         return self.layers(latents.contiguous(memory_format=torch.channels_last))
 

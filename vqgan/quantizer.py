@@ -1,5 +1,8 @@
 """Quantizers behind one face; the only file that imports vector_quantize_pytorch.
 
+Each has `dim` and `vocab_size`; called with latents (b, d, h, w) it gives quantized latents (b, d, h, w), codes
+(b, h, w) int64 and a loss (), and `lookup` turns codes (b, h, w) back into quantized latents (b, d, h, w).
+
 FSQ, finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505), is the default: nothing to tune, no state,
 no collapse. VQ is the low-dimensional cosine codebook of ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627), moved by
 exponential averages, with unused codes restarted.
@@ -9,27 +12,10 @@ The library says `indices` for the integers and `codes` for the vectors; here, a
 option decodes along the width (1.32). And it is always run in fp32: under bf16, 1 % of the codes would change.
 """
 
-from typing import Protocol
-
 import torch
 from einops import rearrange
 from torch import nn
 from vector_quantize_pytorch import FSQ, VectorQuantize
-
-
-class Quantizer(Protocol):
-    """What the tokenizer asks of a quantizer (an `nn.Module`)."""
-
-    dim: int
-    vocab_size: int
-
-    def __call__(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents (b, d, h, w) -> quantized latents (b, d, h, w), codes (b, h, w) int64, loss ()."""
-        ...
-
-    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (b, h, w) -> quantized latents (b, d, h, w)."""
-        ...
 
 
 class FiniteScalar(nn.Module):
