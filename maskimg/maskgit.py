@@ -1,12 +1,16 @@
 """MaskGit: the training objective of generator and critic, and the model that `sampling` draws from.
 
 Chang et al. 2022, "MaskGIT: masked generative image transformer", arXiv 2202.04200, section 3.2; the critic after
-Lezama et al. 2022, arXiv 2209.04439. Knows no file, picture or tokenizer.
+Lezama et al. 2022, arXiv 2209.04439; self-conditioning after Chen et al. 2022, "Analog bits", arXiv 2208.04202. The
+arguments are named as in x-transformers' NonAutoregressiveWrapper, whose place this can take. Knows no file, picture
+or tokenizer.
 
-Shapes: b images, h w tokens, v codes, f label fields.
+Shapes: b images, h w tokens, n = h * w, v codes, d features, f label fields, m masked tokens of a batch.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +18,13 @@ from einops import rearrange
 from torch import nn
 
 from maskimg.conditions import drop_condition, null_condition
-from maskimg.masking import Schedule, random_mask, schedule_named
-from maskimg.sampling import Sampler, sample
-from maskimg.transformer import MaskedTransformer, TokenCritic
+from maskimg.foreign import ForeignCritic, ForeignNet
+from maskimg.masking import Schedule, elbo_weights, random_mask, schedule_named
+from maskimg.sampling import Sampler, draw_codes, sample
+from maskimg.transformer import MaskedTransformer, Modulation
+
+Condition = torch.Tensor | dict[str, Any] | None
+CRITIC_TARGETS = ("wrong", "sampled")
 
 
 class Losses(NamedTuple):
@@ -27,53 +35,127 @@ class Losses(NamedTuple):
     critic_loss: torch.Tensor | None
 
 
+class Prepared(NamedTuple):
+    """A condition as the networks take it; computed once for all steps of a generation."""
+
+    generator: Modulation | Condition
+    null: Modulation | None
+    critic: Modulation | Condition
+
+
+class SelfConditioning(nn.Module):
+    """Features (b, h, w, d) of an earlier look -> what is added to the codes' embeddings; a learned null before it."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.null_embed = nn.Parameter(torch.randn(dim))
+        self.to_self_cond = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.to_self_cond(features)
+
+    def null(self, codes: torch.Tensor) -> torch.Tensor:
+        """The null for each token of `codes` (b, h, w)."""
+        return self.null_embed.expand(*codes.shape, -1)
+
+
 class MaskGit(nn.Module):
     """A network that predicts masked codes, optionally with a critic that tells which predictions are wrong.
 
     Args:
-        net: codes (b, h, w) and condition (b, f) -> logits (b, h, w, v).
-        mask_id: the code that stands for MASK; it must be `net.vocab_size`, outside the codebook.
+        net: a MaskedTransformer; or any network that maps flat codes (b, n) to logits (b, n, v), such as
+            x-transformers' TransformerWrapper, whose codes are then flat here too.
+        mask_id: the code that stands for MASK; it follows the last code and is outside the codebook.
+        grid: (h, w) of a foreign network whose codes are grids after all.
         steps: default number of sampling steps.
-        schedule: of training mask ratios, and the default one of `generate` (cosine where this is a function).
+        self_cond: let the network see its own features of a first look (in training) or of the step before.
+        self_cond_train_prob: share of training grids that get a first look; the others get a learned null.
         no_replace_prob: share of masked positions that keep their code in the input (and are still predicted).
         random_token_prob: share of masked positions that hold a random code in the input.
-        condition_drop: probability with which training forgets the condition.
-        label_smoothing: of the generator's cross-entropy.
-        token_critic: a network codes, condition -> logits (b, h, w), high where a code is wrong.
+        schedule: of training mask ratios, by name or as a function, and the default one of `generate`.
+        can_mask_prev_unmasked: the default of `Sampler.critic_revises` in `generate`.
+        token_critic: a network codes, condition -> logits, high where a code is wrong.
         self_token_critic: let one linear layer on the generator's own features be the critic.
         critic_loss_weight: of the critic's part in `Losses.loss`.
+        critic_target: what the critic learns to find: codes that are `wrong` (not the picture's), or all that were
+            `sampled` (as in the paper), right ones too.
+        condition_drop: probability with which training forgets the condition.
+        label_smoothing: of the generator's cross-entropy.
+        loss_weight: `none`, the mean over masked tokens; `elbo`, the exact any-order bound in nats a token (see
+            `masking.elbo_weights`); or a function of the schedule's r (b,) whose value weighs each grid.
+        visible_weight: weight of the tokens that are not masked, relative to 1 for those that are.
+        use_simple_mdlm_loss_weight: True is `loss_weight="elbo"`.
+
+    Raises:
+        ValueError: an option is out of range or does not go with another.
     """
 
     def __init__(
         self,
-        net: MaskedTransformer,
+        net: MaskedTransformer | nn.Module,
         *,
         mask_id: int | None = None,
+        grid: tuple[int, int] | None = None,
         steps: int = 18,
-        schedule: str | Schedule = "arccos",
+        self_cond: bool = False,
+        self_cond_train_prob: float = 0.75,
         no_replace_prob: float = 0.0,
         random_token_prob: float = 0.0,
-        condition_drop: float = 0.1,
-        label_smoothing: float = 0.0,
-        token_critic: TokenCritic | None = None,
+        schedule: str | Schedule = "arccos",
+        can_mask_prev_unmasked: bool = True,
+        token_critic: nn.Module | None = None,
         self_token_critic: bool = False,
         critic_loss_weight: float = 1.0,
+        critic_target: str = "wrong",
+        condition_drop: float = 0.1,
+        label_smoothing: float = 0.0,
+        loss_weight: str | Callable[[torch.Tensor], torch.Tensor] = "none",
+        visible_weight: float = 0.0,
+        use_simple_mdlm_loss_weight: bool = False,
     ):
         super().__init__()
-        if mask_id is not None and mask_id != net.vocab_size:
+        own = isinstance(net, MaskedTransformer)
+        if own and mask_id not in (None, net.vocab_size):
             raise ValueError(f"mask_id must be vocab_size = {net.vocab_size}, outside the codebook, got {mask_id}")
+        if own and grid not in (None, net.grid):
+            raise ValueError(f"the network's own grid is {net.grid}, got {grid}")
         if token_critic is not None and self_token_critic:
             raise ValueError("give either token_critic or self_token_critic, not both")
         for name, value in (("no_replace_prob", no_replace_prob), ("random_token_prob", random_token_prob)):
             if not 0 <= value <= 1 or no_replace_prob + random_token_prob > 1:
                 raise ValueError(f"{name} must be in [0, 1], and both together at most 1, got {value}")
+        if not 0 <= self_cond_train_prob <= 1:
+            raise ValueError(f"self_cond_train_prob must be in [0, 1], got {self_cond_train_prob}")
+        if steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {steps}")
+        if critic_target not in CRITIC_TARGETS:
+            raise ValueError(f"critic_target must be one of {', '.join(CRITIC_TARGETS)}, got `{critic_target}`")
+        if use_simple_mdlm_loss_weight:
+            loss_weight = "elbo"
+        if loss_weight not in ("none", "elbo") and not callable(loss_weight):
+            raise ValueError(f"loss_weight must be `none`, `elbo` or a function of r, got `{loss_weight}`")
+        if not 0 <= visible_weight <= 1 or (visible_weight and loss_weight != "none"):
+            raise ValueError(
+                f"visible_weight must be in [0, 1], and 0 with another loss_weight than `none`, got {visible_weight}"
+            )
         schedule_named(schedule)  # an unknown name fails here rather than in the first step
-        self.net, self.token_critic = net, token_critic
-        self.self_critic = nn.Linear(net.config.dim, 1) if self_token_critic else None
+
+        self.net: MaskedTransformer | ForeignNet = net if own else ForeignNet(net, mask_id, grid)
+        self.flat = not own and grid is None
+        if isinstance(token_critic, nn.Module) and not own and not hasattr(token_critic, "trunk"):
+            token_critic = ForeignCritic(token_critic)
+        self.token_critic = token_critic
+        self.self_critic = nn.Linear(self.net.dim, 1) if self_token_critic else None
+        self.self_cond = SelfConditioning(self.net.dim) if self_cond else None
         self.steps, self.schedule = steps, schedule
+        self.self_cond_train_prob = self_cond_train_prob
         self.no_replace_prob, self.random_token_prob = no_replace_prob, random_token_prob
+        self.can_mask_prev_unmasked = can_mask_prev_unmasked
         self.condition_drop, self.label_smoothing = condition_drop, label_smoothing
-        self.critic_loss_weight = critic_loss_weight
+        self.critic_loss_weight, self.critic_target = critic_loss_weight, critic_target
+        self.loss_weight, self.visible_weight = loss_weight, visible_weight
+        h, w = self.net.grid
+        self._elbo_weights = elbo_weights(h * w, schedule) if loss_weight == "elbo" else torch.zeros(0)
 
     @property
     def mask_id(self) -> int:
@@ -88,18 +170,27 @@ class MaskGit(nn.Module):
         return self.token_critic is not None or self.self_critic is not None
 
     @property
+    def heads(self) -> nn.ModuleDict:
+        """The small parts that belong to neither network: `self_cond` and `self_critic`, where there are any."""
+        parts = {"self_cond": self.self_cond, "self_critic": self.self_critic}
+        return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    # Training.
 
     def forward(
         self,
         codes: torch.Tensor,
-        condition: torch.Tensor | None = None,
+        condition: Condition = None,
         *,
         only_train_generator: bool = False,
         only_train_critic: bool = False,
         generator_sample_temperature: float | None = None,
         generator: torch.Generator | None = None,
+        **extras: Any,
     ) -> Losses:
         """Complete codes (b, h, w), or flat (b, n), and their condition (b, f) -> Losses.
 
@@ -108,22 +199,24 @@ class MaskGit(nn.Module):
             only_train_critic: no gradient reaches the generator, also with the self critic.
             generator_sample_temperature: of the codes that the critic judges; uniform on [0, 1) if not given.
             generator: source of all randomness, on the CPU; torch's own if not given.
+            extras: further arguments of a foreign network and its critic, such as `context` and `context_mask`.
 
         Raises:
             ValueError: wrong shape, codes outside the codebook (MASK included), or flags that cannot be served.
         """
         codes = self._checked(codes, only_train_generator, only_train_critic)
-        if condition is not None and self.training:
+        condition = self._with_extras(condition, extras)
+        if isinstance(condition, torch.Tensor) and self.training:
             condition = drop_condition(condition, self.net.label_sizes, self.condition_drop, generator)
 
         # Mask a random share of each grid.
-        masked = random_mask(codes, self.schedule, generator)
+        masked, r = random_mask(codes, self.schedule, generator)
         corrupted = self._corrupt(codes, masked, generator)
 
         # Predict the masked codes.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not only_train_critic):
-            logits = self.net(corrupted, condition, at=masked).float()
-            generator_loss = F.cross_entropy(logits, codes[masked], label_smoothing=self.label_smoothing)
+            features = self._trunk(corrupted, condition, self._first_look(corrupted, condition, generator))
+            generator_loss = self._generator_loss(features, codes, masked, r)
         if only_train_generator or not self.has_critic:
             return Losses(generator_loss, generator_loss, None)
 
@@ -131,28 +224,96 @@ class MaskGit(nn.Module):
         temperature = generator_sample_temperature
         if temperature is None:
             temperature = torch.rand((), generator=generator).item()
-        filled = codes.clone()
-        filled[masked] = _draw(logits.detach(), temperature, generator)
-        wrong = (filled != codes).float()
+        filled = codes.masked_scatter(masked, self._draws(features.detach()[masked], temperature, generator))
+        target = masked if self.critic_target == "sampled" else filled != codes
         critic_logits = self.critic_logits(filled, condition, detach=only_train_critic)
-        critic_loss = F.binary_cross_entropy_with_logits(critic_logits.float(), wrong)
+        critic_loss = F.binary_cross_entropy_with_logits(critic_logits.float(), target.float())
         if only_train_critic:
             return Losses(critic_loss, None, critic_loss)
         return Losses(generator_loss + self.critic_loss_weight * critic_loss, generator_loss, critic_loss)
 
-    def logits(self, codes: torch.Tensor, condition: torch.Tensor | None = None, guidance: float = 1.0) -> torch.Tensor:
-        """Logits (b, h, w, v) in fp32, moved away from the unconditional ones: u + guidance (c - u); 1 is off.
+    @torch.no_grad()
+    def elbo(
+        self,
+        codes: torch.Tensor,
+        condition: Condition = None,
+        *,
+        draws: int = 8,
+        generator: torch.Generator | None = None,
+        **extras: Any,
+    ) -> torch.Tensor:
+        """An upper bound of each grid's negative log-likelihood: codes (b, h, w) -> (b,) nats.
 
-        Ho and Salimans 2022, "Classifier-free diffusion guidance", arXiv 2207.12598. One doubled batch, only if on.
+        The mean over `draws` masks of (n / k) times the summed cross-entropy of k masked tokens, k stratified over
+        1 to n. Nothing is augmented and no condition is dropped; divide by n ln 2 for bits a token.
         """
-        if guidance == 1 or condition is None:
-            return self.net(codes, condition).float()
-        both = torch.cat((condition, null_condition(condition, self.net.label_sizes)))
-        conditional, unconditional = self.net(codes.repeat(2, 1, 1), both).float().chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        codes = self._checked(codes, False, False)
+        condition = self._with_extras(condition, extras)
+        b, h, w = codes.shape
+        total = torch.zeros(b, dtype=torch.float64, device=codes.device)
+        for i in range(draws):
+            u = (torch.rand(b, dtype=torch.float64, generator=generator) + i) / draws
+            k = (u * h * w).long() + 1
+            ranks = torch.rand(b, h * w, generator=generator).argsort(-1)
+            masked = rearrange(ranks < k[:, None], "b (h w) -> b h w", h=h).to(codes.device)
+            corrupted = codes.masked_fill(masked, self.mask_id)
+            features = self._trunk(corrupted, condition, self._first_look(corrupted, condition, generator, always=True))
+            losses = torch.zeros(codes.shape, device=codes.device)
+            losses[masked] = self.net.cross_entropy(features[masked], codes[masked])
+            total += losses.sum((1, 2)).double() * (h * w / k).to(codes.device)
+        return total / draws
+
+    # What the sampling loop asks for.
+
+    def prepare(self, condition: Condition, b: int) -> Prepared:
+        """Whatever about a condition is the same at every step of a generation."""
+        if not isinstance(self.net, MaskedTransformer) or isinstance(condition, dict):
+            return Prepared(condition, None, condition)
+        trunk = self.net.trunk
+        null = None
+        if condition is not None:
+            null = trunk.modulation(null_condition(condition, self.net.label_sizes), b)
+        critic_trunk = getattr(self.token_critic, "trunk", trunk if self.self_critic is not None else None)
+        critic = critic_trunk.modulation(condition, b) if critic_trunk is not None else condition
+        return Prepared(trunk.modulation(condition, b), null, critic)
+
+    def features(
+        self, codes: torch.Tensor, prepared: Prepared, guidance: float = 1.0, memory: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Codes (b, h, w), some MASK -> features (b, h, w, d) for `to_logits`, and the memory for the next step.
+
+        Guidance moves away from what the model would say without a condition: u + guidance (c - u); 1 is off (Ho and
+        Salimans 2022, arXiv 2207.12598). One doubled batch, only if on. Since the head is linear, moving the features
+        moves the logits by the same rule.
+
+        Args:
+            memory: of the step before, where the model is self-conditioned; None at the first step.
+        """
+        condition = prepared.generator
+        guided = False
+        if guidance != 1 and prepared.null is not None and isinstance(condition, Modulation):
+            guided = True
+            both = torch.cat((condition.shared, prepared.null.shared))
+            codes, condition = codes.repeat(2, 1, 1), Modulation(both)
+        if self.self_cond and memory is not None and len(memory) != len(codes):  # guidance was switched on or off
+            memory = torch.cat((memory, self.self_cond.null(codes)))[: len(codes)]
+        features = self._trunk(codes, condition, memory)
+        if not guided:
+            return features, features if self.self_cond else None
+        conditional, unconditional = features.float().chunk(2)
+        memory = features if self.self_cond else None
+        return (unconditional + guidance * (conditional - unconditional)).to(features.dtype), memory
+
+    def to_logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (..., d) -> logits (..., v) in fp32."""
+        return self.net.to_logits(features).float()
+
+    def logits(self, codes: torch.Tensor, condition: Condition = None, guidance: float = 1.0) -> torch.Tensor:
+        """Codes (b, h, w), some MASK -> logits (b, h, w, v) in fp32, guided as in `features`."""
+        return self.to_logits(self.features(codes, self.prepare(condition, len(codes)), guidance)[0])
 
     def critic_logits(
-        self, codes: torch.Tensor, condition: torch.Tensor | None = None, *, detach: bool = False
+        self, codes: torch.Tensor, condition: Condition | Prepared = None, *, detach: bool = False
     ) -> torch.Tensor:
         """Complete codes (b, h, w) -> logits (b, h, w), high where a code is wrong.
 
@@ -162,40 +323,110 @@ class MaskGit(nn.Module):
         Raises:
             ValueError: the model has no critic.
         """
+        given = condition.critic if isinstance(condition, Prepared) else condition
         if self.token_critic is not None:
-            return self.token_critic(codes, condition)
+            return self.token_critic(codes, given)
         if self.self_critic is None:
             raise ValueError("this model has no critic: choose another order, or train one")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
-            features = self.net.trunk(codes, condition)
+            features = self._trunk(codes, given, None)
         return self.self_critic(features)[..., 0]
 
     def generate(
         self,
-        batch_size: int,
-        condition: torch.Tensor | None = None,
+        batch_size: int | None = None,
+        condition: Condition = None,
         *,
         codes: torch.Tensor | None = None,
         steps: int | None = None,
         seeds: torch.Tensor | None = None,
         sampler: Sampler | None = None,
+        start_temperature: float | None = None,
+        filter_thres: float | None = None,
+        noise_level_scale: float | None = None,
+        **extras: Any,
     ) -> torch.Tensor:
-        """Draw `batch_size` grids -> codes (b, h, w), none of them MASK.
+        """Draw `batch_size` grids -> codes (b, h, w), flat (b, n) where the network is; none of them MASK.
 
         Args:
+            batch_size: None draws one, without the batch axis.
             codes: grids to complete, MASK where a code is missing; all MASK if not given.
             steps: of the sampler; ignored where a whole `sampler` is given.
             seeds: (b,), one per image; random if not given.
+            start_temperature, filter_thres, noise_level_scale: as in x-transformers: a token temperature that falls
+                from here to (almost) 0, the share of codes that is never drawn, and the noise on a critic's scores.
+            extras: further arguments of a foreign network and its critic.
+
+        Raises:
+            ValueError: the sizes do not fit, or an option is out of range.
         """
+        h, w = self.grid
+        single = batch_size is None and (codes is None or codes.numel() == h * w and codes.ndim == (2 - self.flat))
         if codes is None:
-            codes = torch.full((batch_size, *self.grid), self.mask_id, device=self.device)
+            codes = torch.full((batch_size or 1, h, w), self.mask_id, device=self.device)
+        if codes.numel() % (h * w) or (codes.shape[-1] != h * w and tuple(codes.shape[-2:]) != (h, w)):
+            raise ValueError(f"expected grids of {(h, w)} codes to complete, got {tuple(codes.shape)}")
+        codes = codes.to(self.device).reshape(-1, h, w)
+        if batch_size not in (None, len(codes)):
+            raise ValueError(f"batch_size is {batch_size}, but there are {len(codes)} grids to complete")
         if seeds is None:
-            seeds = torch.randint(0, 2**32, (batch_size,))
+            seeds = torch.randint(0, 2**32, (len(codes),))
         if sampler is None:
-            schedule = self.schedule if isinstance(self.schedule, str) else "cosine"
-            order = "critic" if self.has_critic else "confidence"
-            sampler = Sampler(steps=self.steps if steps is None else steps, schedule=schedule, order=order)
-        return sample(self, codes, condition, sampler, seeds)
+            sampler = self._sampler(steps, start_temperature, filter_thres, noise_level_scale)
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            done = sample(self, codes, self._with_extras(condition, extras), sampler, seeds)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        if self.flat:
+            done = rearrange(done, "b h w -> b (h w)")
+        return done[0] if single else done
+
+    # Pieces.
+
+    def _trunk(
+        self, codes: torch.Tensor, condition: Condition | Modulation, memory: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Features (b, h, w, d); `memory` (b, h, w, d) are those of an earlier look, None the null."""
+        embeds = None
+        if self.self_cond is not None:
+            embeds = self.self_cond(self.self_cond.null(codes) if memory is None else memory)
+        return self.net.trunk(codes, condition, embeds)
+
+    def _first_look(
+        self, codes: torch.Tensor, condition: Condition, generator: torch.Generator | None, always: bool = False
+    ) -> torch.Tensor | None:
+        """What a self-conditioned model is told in training: its features of a first look, or (None) the null.
+
+        The first look itself is told the null, exactly as the first step of a generation is.
+        """
+        if self.self_cond is None or not (always or self.self_cond_train_prob):
+            return None
+        with torch.no_grad():
+            seen = self._trunk(codes, condition, None)
+        if always:
+            return seen
+        looked = torch.rand(len(codes), 1, 1, 1, generator=generator) < self.self_cond_train_prob
+        return torch.where(looked.to(codes.device), seen, self.self_cond.null(codes).to(seen))
+
+    def _generator_loss(
+        self, features: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor, r: torch.Tensor
+    ) -> torch.Tensor:
+        if self.visible_weight:
+            losses = self.net.cross_entropy(features.flatten(0, 2), codes.flatten(), self.label_smoothing)
+            weights = torch.where(masked, 1.0, self.visible_weight).flatten()
+            return (losses * weights).sum() / weights.sum()
+        # The head is run at masked positions only.
+        losses = self.net.cross_entropy(features[masked], codes[masked], self.label_smoothing)
+        if self.loss_weight == "elbo":
+            weights = self._elbo_weights[masked.sum((1, 2)).cpu()].to(losses)[:, None, None].expand(codes.shape)
+            return (losses * weights[masked]).sum() / codes.numel()
+        if callable(self.loss_weight):
+            weights = self.loss_weight(r).to(losses)[:, None, None].expand(codes.shape)
+            losses = losses * weights[masked]
+        return losses.mean()
 
     def _checked(self, codes: torch.Tensor, only_generator: bool, only_critic: bool) -> torch.Tensor:
         h, w = self.grid
@@ -214,6 +445,13 @@ class MaskGit(nn.Module):
             raise ValueError("only_train_critic needs a critic: give token_critic or self_token_critic")
         return codes
 
+    def _with_extras(self, condition: Condition, extras: dict[str, Any]) -> Condition:
+        if not extras:
+            return condition
+        if isinstance(self.net, MaskedTransformer):
+            raise ValueError(f"unknown arguments {', '.join(extras)}: this network takes codes and a condition")
+        return {**(condition if isinstance(condition, dict) else {}), **extras}
+
     def _corrupt(self, codes: torch.Tensor, masked: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """What the network sees: MASK at masked positions, but for a share kept and a share replaced at random."""
         corrupted = codes.masked_fill(masked, self.mask_id)
@@ -225,10 +463,39 @@ class MaskGit(nn.Module):
         replaced = masked & ~kept & (u < self.no_replace_prob + self.random_token_prob)
         return torch.where(kept, codes, torch.where(replaced, other, corrupted))
 
+    def _draws(self, features: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
+        """Features (m, d) -> codes (m,) drawn at `temperature`; 0 takes the most probable."""
+        u = torch.rand(len(features), generator=generator).to(features.device)
+        parts = features.split(max(1, 2**26 // self.mask_id))  # a large codebook's logits of a batch are gigabytes
+        drawn = []
+        for part, chance in zip(parts, u.split(len(parts[0])), strict=True):
+            logits = self.to_logits(part)
+            if temperature == 0:
+                drawn.append(logits.argmax(-1))
+            else:
+                drawn.append(draw_codes((logits / temperature).softmax(-1), chance))
+        return torch.cat(drawn)
 
-def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Logits (m, v) -> codes (m,) at `temperature`; 0 takes the most probable."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    noise = torch.empty(logits.shape).exponential_(generator=generator).to(logits.device)
-    return (logits / temperature - noise.log()).argmax(-1)  # Gumbel-max: -log of an exponential is Gumbel
+    def _sampler(
+        self,
+        steps: int | None,
+        start_temperature: float | None,
+        filter_thres: float | None,
+        noise_level_scale: float | None,
+    ) -> Sampler:
+        steps = self.steps if steps is None else steps
+        options: dict[str, Any] = {}
+        if start_temperature is not None:
+            falling = [start_temperature * (steps - 1 - i) / steps for i in range(steps)]
+            options["token_temperature"] = tuple(max(temperature, 0.001) for temperature in falling)
+        if filter_thres is not None:
+            options["top_k"] = max(1, math.ceil((1 - filter_thres) * self.mask_id))
+        if noise_level_scale is not None:
+            options["choice_temperature"] = noise_level_scale
+        return Sampler(
+            steps=steps,
+            schedule=self.schedule if isinstance(self.schedule, str) else "cosine",
+            order="critic" if self.has_critic else "confidence",
+            critic_revises=self.can_mask_prev_unmasked,
+            **options,
+        )

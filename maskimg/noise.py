@@ -17,6 +17,7 @@ def uniform(seeds: torch.Tensor, step: int, stream: int, count: int) -> torch.Te
     """Seeds (b,) int64 -> (b, count) float32, uniform on the open interval (0, 1).
 
     Args:
+        seeds: 64 bits: the lower half is the image's seed, the upper half numbers its candidates (`best_of`).
         step, stream: which step of the loop and which of its draws; different ones are independent.
     """
     blocks = torch.arange(-(-count // 4), device=seeds.device)
@@ -27,7 +28,7 @@ def uniform(seeds: torch.Tensor, step: int, stream: int, count: int) -> torch.Te
         torch.full(shape, stream, device=seeds.device),
         torch.zeros(shape, dtype=torch.int64, device=seeds.device),
     ]
-    words = torch.stack(philox(counter, (seeds[:, None] & _LOW, torch.zeros_like(seeds)[:, None])), dim=-1)
+    words = torch.stack(philox(counter, (seeds[:, None] & _LOW, seeds[:, None] >> 32 & _LOW)), dim=-1)
     words = words.flatten(1)[:, :count]
     # 23 bits and a half: exact in float32, and never 0 or 1.
     return ((words >> 9).float() + 0.5) / 2**23

@@ -4,10 +4,11 @@ The only place where pictures, codes and the sampling loop meet; the command lin
 script all call it.
 """
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from maskimg.hole import Hole, Mask, painted_pixels, tokens_along, tokens_to_red
 from maskimg.maskgit import MaskGit
 from maskimg.noise import SEEDS
 from maskimg.recipe import write_png
-from maskimg.sampling import Sampler, sample_steps
+from maskimg.sampling import Sampler, Step, first_features, make_presets, sample_steps
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from vqgan import Tokenizer, files, load_image
 from vqgan.images import pad_square, to_pil, to_tensor
@@ -73,33 +74,13 @@ class Reconstruction:
     psnr_db: float
 
 
-class OneByOne:
-    """A model that is run on one image at a time, so that not even bf16 rounding depends on the batch.
-
-    On a CPU this costs between a quarter and a third of the speed of a large batch; on a GPU it would cost nearly all.
-    """
-
-    def __init__(self, model: MaskGit):
-        self.model, self.mask_id = model, model.mask_id
-
-    def logits(self, codes: torch.Tensor, condition: torch.Tensor | None, guidance: float) -> torch.Tensor:
-        return self._each(lambda code, label: self.model.logits(code, label, guidance), codes, condition)
-
-    def critic_logits(self, codes: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        return self._each(self.model.critic_logits, codes, condition)
-
-    def _each(self, run: Callable, codes: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        rows = codes.split(1)
-        labels = condition.split(1) if condition is not None else [None] * len(rows)
-        return torch.cat([run(row, label) for row, label in zip(rows, labels, strict=True)])
-
-
 class Pipeline:
     """A finished model.
 
     Attributes:
         tokenizer, generator, critic: the networks; `critic` is None where the model has none.
         recipe: the model's own Sampler, used wherever none is given.
+        presets: Samplers by name, `fast`, `balanced` and `best`; a name may be given wherever a Sampler may.
         labels: its label fields.
         about: name, data, licence and measured quality, as in pipeline.json.
     """
@@ -107,31 +88,55 @@ class Pipeline:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        net: MaskedTransformer,
+        net: MaskedTransformer | MaskGit,
         critic: TokenCritic | None = None,
         *,
         labels: Mapping[str, Sequence[str]] | None = None,
         recipe: Sampler = Sampler(),  # noqa: B008 (frozen)
+        presets: Mapping[str, Sampler] | None = None,
         about: dict[str, Any] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
     ):
-        if tokenizer.vocab_size != net.vocab_size:
-            raise ValueError(f"the tokenizer has {tokenizer.vocab_size} codes but the generator {net.vocab_size}")
+        generator = net if isinstance(net, MaskGit) else MaskGit(net, token_critic=critic)
+        if not isinstance(generator.net, MaskedTransformer) or not isinstance(
+            generator.token_critic, TokenCritic | None
+        ):
+            raise ValueError("a pipeline needs a MaskedTransformer and, if any, a TokenCritic: it writes them to files")
+        if tokenizer.vocab_size != generator.mask_id:
+            raise ValueError(f"the tokenizer has {tokenizer.vocab_size} codes but the generator {generator.mask_id}")
         self.device = pick_device(device) if isinstance(device, str) else device
         self.dtype = pick_dtype(dtype, self.device) if isinstance(dtype, str) else dtype
         self.tokenizer = tokenizer.to(self.device).eval()
-        self.generator = MaskGit(net, token_critic=critic).to(self.device).eval()
+        self.generator = generator.to(self.device).eval()
+        self._narrow: MaskGit | None = None
         self.labels = LabelFields(labels or {})
-        if self.labels.sizes != net.label_sizes:
+        if self.labels.sizes != generator.net.label_sizes:
             raise ValueError(
-                f"the generator knows {net.label_sizes} labels per field, but {self.labels.sizes} are named"
+                f"the generator knows {generator.net.label_sizes} labels per field, but {self.labels.sizes} are named"
             )
         self.recipe, self.about = recipe, about or {}
+        self.presets = {**make_presets(recipe, self.generator.has_critic), **(presets or {})}
+
+    @property
+    def net(self) -> MaskedTransformer:
+        return cast(MaskedTransformer, self.generator.net)
 
     @property
     def critic(self) -> TokenCritic | None:
-        return self.generator.token_critic
+        return cast(TokenCritic | None, self.generator.token_critic)
+
+    def sampler(self, sampler: Sampler | str | None) -> Sampler:
+        """A preset by its name; a Sampler as it is; None is the model's recipe.
+
+        Raises:
+            ValueError: there is no preset of that name.
+        """
+        if isinstance(sampler, str):
+            if sampler not in self.presets:
+                raise ValueError(f"there is no preset `{sampler}`; there is {', '.join(self.presets)}")
+            return self.presets[sampler]
+        return sampler or self.recipe
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -152,6 +157,19 @@ class Pipeline:
         example = self.about.get("example")
         return example if isinstance(example, dict) else {}
 
+    @property
+    def running(self) -> MaskGit:
+        """The generator with its weights in the number format that pictures are drawn in.
+
+        A copy where that is not fp32: weights converted at every step would take longer than a small model's steps,
+        and `generator` must stay exact for `save_pretrained`.
+        """
+        if self.dtype == torch.float32:
+            return self.generator
+        if self._narrow is None:
+            self._narrow = copy.deepcopy(self.generator).to(self.dtype)
+        return self._narrow
+
     # From labels and holes to pictures.
 
     def generate(
@@ -160,20 +178,23 @@ class Pipeline:
         *,
         seeds: int | Sequence[int] = 0,
         count: int = 1,
-        sampler: Sampler | None = None,
+        sampler: Sampler | str | None = None,
+        best_of: int = 1,
     ) -> Result:
         """Draw pictures.
 
         Args:
             label: a name of the first label field, `{field: name}`, or None for anything.
             seeds: image i of `count` uses (seeds + i) mod 2**32; or a list with one seed per image.
+            sampler: numbers of the loop, or the name of a preset.
+            best_of: draw so many candidates of each picture and keep the one the critic believes most.
 
         Raises:
-            ValueError: the label does not exist, or the sampler asks for a critic that is not there.
+            ValueError: the label does not exist, or a critic is asked for that is not there.
         """
         seeds = expand_seeds(seeds, count)
-        recipes = [self.recipe_for(label, seed, sampler) for seed in seeds]
-        return self._finish(self._last(self.steps(label, seeds=seeds, sampler=sampler)), recipes)
+        recipes = [self.recipe_for(label, seed, sampler, best_of=best_of) for seed in seeds]
+        return self._finish(self._draw(label, None, seeds, sampler, best_of), recipes)
 
     def inpaint(
         self,
@@ -183,7 +204,8 @@ class Pipeline:
         *,
         seeds: int | Sequence[int] = 0,
         count: int = 1,
-        sampler: Sampler | None = None,
+        sampler: Sampler | str | None = None,
+        best_of: int = 1,
         coverage: float = 0.0,
         grow: int = 1,
     ) -> Result:
@@ -191,6 +213,7 @@ class Pipeline:
 
         Args:
             mask: white (above 127) or True where to redraw; as large as the picture.
+            sampler, best_of: as in `generate`.
             coverage, grow: which tokens the paint reaches, as in `token_mask`.
 
         Raises:
@@ -198,11 +221,9 @@ class Pipeline:
         """
         hole = self.hole(image, mask, coverage=coverage, grow=grow)
         seeds = expand_seeds(seeds, count)
-        recipes = [
-            self._recipe_of("inpaint", label, seed, sampler, tokens_redrawn=int(hole.tokens.sum())) for seed in seeds
-        ]
-        codes = self._last(self.steps(label, codes=hole.codes.expand(len(seeds), -1, -1), seeds=seeds, sampler=sampler))
-        result = self._finish(codes, recipes)
+        extra = {"tokens_redrawn": int(hole.tokens.sum())}
+        recipes = [self.recipe_for(label, seed, sampler, task="inpaint", best_of=best_of) | extra for seed in seeds]
+        result = self._finish(self._draw(label, hole.codes, seeds, sampler, best_of), recipes)
         return dataclasses.replace(result, images=[hole.paste(drawn) for drawn in result.images])
 
     def reconstruct(self, image: Image.Image | str | Path) -> Reconstruction:
@@ -219,32 +240,69 @@ class Pipeline:
         *,
         codes: torch.Tensor | None = None,
         seeds: int | Sequence[int] = 0,
-        sampler: Sampler | None = None,
+        sampler: Sampler | str | None = None,
+        complete: bool = True,
     ) -> Iterator[Preview]:
-        """Like `generate`, but yields after every step; `codes` (b, h, w) with MASK where something is to be drawn."""
-        sampler = sampler or self.recipe
+        """Like `generate`, but yields after every step; `codes` (b, h, w) with MASK where something is to be drawn.
+
+        Args:
+            complete: show in each step what is predicted for tokens that stay masked; else those are MASK.
+        """
+        sampler = self.sampler(sampler)
         if sampler.order == "critic" and not self.generator.has_critic:
-            raise ValueError("this model has no critic: choose another order (confidence, halton or random)")
-        seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+            raise ValueError("this model has no critic: choose another order (confidence, halton, random or moment)")
+        chosen = torch.tensor([seeds] if isinstance(seeds, int) else list(seeds), device=self.device)
         if codes is None:
-            codes = torch.full((len(seeds), *self.grid), self.generator.mask_id)
-        condition = self.labels.encode(label, len(seeds))
+            codes = torch.full((len(chosen), *self.grid), self.generator.mask_id)
+        codes = codes.to(self.device)
+        condition = self.labels.encode(label, len(chosen))
         condition = condition.to(self.device) if condition is not None else None
-        model = OneByOne(self.generator) if self.device.type == "cpu" else self.generator
-        loop = sample_steps(model, codes.to(self.device), condition, sampler, torch.tensor(seeds, device=self.device))
+
+        # On a CPU each image has a loop of its own, so that not even rounding depends on the others. On a GPU that
+        # would cost nearly all the speed.
+        size = 1 if self.device.type == "cpu" else max(1, len(chosen))
+        labels = condition.split(size) if condition is not None else [None] * -(-len(chosen) // size)
+        first, loops = None, []
+        if bool((codes == self.generator.mask_id).all()):  # then all images begin alike
+            first = first_features(self.running, labels[0], sampler, codes[:size])
+        for part, row, seed in zip(codes.split(size), labels, chosen.split(size), strict=True):
+            loops.append(sample_steps(self.running, part, row, sampler, seed, complete=complete, first=first))
+        states: list[Step | None] = [None] * len(loops)
         for i in range(sampler.steps):
-            # The context is entered per step: a generator must not leave autocast on while its caller runs.
-            with autocast(self.device, self.dtype):
-                step = next(loop, None)
-            if step is None:
+            now = [next(loop, None) for loop in loops]
+            if not any(now):
                 return
-            yield Preview(i + 1, sampler.steps, *step)
+            # An image with few tokens to draw may be finished before the others.
+            states = [new or old for new, old in zip(now, states, strict=True)]
+            whole = [
+                state or Step(part, torch.zeros(part.shape, device=self.device), part == self.generator.mask_id)
+                for state, part in zip(states, codes.split(size), strict=True)
+            ]
+            yield Preview(i + 1, sampler.steps, *(torch.cat(parts) for parts in zip(*whole, strict=True)))
 
     # Pieces, for those who draw step by step.
 
-    def recipe_for(self, label: Label, seed: int, sampler: Sampler | None = None) -> dict[str, Any]:
-        """What `generate` writes into the PNG of one seed."""
-        return self._recipe_of("generate", label, seed, sampler)
+    def recipe_for(
+        self,
+        label: Label,
+        seed: int,
+        sampler: Sampler | str | None = None,
+        *,
+        task: str = "generate",
+        best_of: int = 1,
+    ) -> dict[str, Any]:
+        """What is written into the PNG of one seed."""
+        recipe = {
+            "version": __version__,
+            "model": self.name,
+            "model_sha256": self.about.get("manifest_sha256"),
+            "task": task,
+            "label": (self.labels.decode(self.labels.encode(label)) or [{}])[0],
+            "seed": seed,
+            "sampler": dataclasses.asdict(self.sampler(sampler)),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        return recipe | {"best_of": best_of} if best_of > 1 else recipe
 
     def encode(self, image: Image.Image) -> torch.Tensor:
         """A picture of the model's size -> codes (1, h, w)."""
@@ -300,12 +358,18 @@ class Pipeline:
             if (directory / "critic").is_dir():
                 critic = TokenCritic(files.read_config(directory / "critic", TransformerConfig))
                 files.read_weights(directory / "critic", critic)
+            heads = about.get("heads", [])
+            generator = MaskGit(
+                net, token_critic=critic, self_cond="self_cond" in heads, self_token_critic="self_critic" in heads
+            )
+            if heads:
+                files.read_weights(directory / "heads", generator.heads)
             return cls(
                 Tokenizer.from_directory(directory / "tokenizer"),
-                net,
-                critic,
+                generator,
                 labels=about["labels"],
                 recipe=Sampler(**about["recipe"]),
+                presets={name: Sampler(**numbers) for name, numbers in about.get("presets", {}).items()},
                 about=about,
                 device=device_found,
                 dtype=dtype_found,
@@ -330,16 +394,20 @@ class Pipeline:
             files.write_module(
                 temporary / "tokenizer", dataclasses.asdict(self.tokenizer.config), self.tokenizer, dtype
             )
-            net = self.generator.net
-            files.write_module(temporary / "generator", dataclasses.asdict(net.config), net, dtype)
+            files.write_module(temporary / "generator", dataclasses.asdict(self.net.config), self.net, dtype)
             if self.critic is not None:
                 files.write_module(temporary / "critic", dataclasses.asdict(self.critic.config), self.critic, dtype)
+            heads = list(self.generator.heads)
+            if heads:
+                files.write_module(temporary / "heads", {"heads": heads}, self.generator.heads, dtype)
             about = {key: value for key, value in self.about.items() if key != "manifest_sha256"}
             about |= {
                 "format": FORMAT,
                 "name": about.get("name", Path(directory).name),
                 "labels": {field: list(names) for field, names in self.labels.names.items()},
                 "recipe": dataclasses.asdict(self.recipe),
+                "presets": {name: dataclasses.asdict(sampler) for name, sampler in self.presets.items()},
+                "heads": heads,
                 "image_size": self.image_size,
                 "versions": {"maskimg": __version__, "torch": torch.__version__},
             }
@@ -360,29 +428,51 @@ class Pipeline:
             f"Labels:\n\n{fields or '- none'}\n\nTraining and measured quality: see pipeline.json.\n"
         )
 
-    def _last(self, previews: Iterator[Preview]) -> torch.Tensor:
-        codes = None
-        for preview in previews:
-            codes = preview.codes
-        if codes is None:
-            raise ValueError("there is nothing to draw: no token is masked")
-        return codes
+    def _draw(
+        self,
+        label: Label,
+        codes: torch.Tensor | None,
+        seeds: list[int],
+        sampler: Sampler | str | None,
+        best_of: int,
+    ) -> torch.Tensor:
+        """Codes (b, h, w), one grid a seed; `codes` (1, h, w) is a grid to complete."""
+        if best_of < 1:
+            raise ValueError(f"best_of must be 1 or more, got {best_of}")
+        if best_of > 1 and not self.generator.has_critic:
+            raise ValueError("best_of needs a critic, and this model has none")
+        found = []
+        for candidate in range(best_of):  # numbered in the upper half of the seed; the first is the plain picture
+            numbered = [seed + candidate * SEEDS for seed in seeds]
+            start = codes.expand(len(seeds), -1, -1) if codes is not None else None
+            last = None
+            for preview in self.steps(label, codes=start, seeds=numbered, sampler=sampler, complete=False):
+                last = preview.codes
+            if last is None:
+                raise ValueError("there is nothing to draw: no token is masked")
+            found.append(last)
+        if best_of == 1:
+            return found[0]
+        doubts = torch.stack([self.doubts(label, candidate).mean((1, 2)) for candidate in found])  # (best_of, b)
+        return torch.stack(found)[doubts.argmin(0), torch.arange(len(seeds), device=doubts.device)]
+
+    def doubts(self, label: Label, codes: torch.Tensor) -> torch.Tensor:
+        """The critic's opinion of complete codes (b, h, w): (b, h, w), high where a token looks wrong.
+
+        Raises:
+            ValueError: the model has no critic.
+        """
+        condition = self.labels.encode(label, len(codes))
+        condition = condition.to(self.device) if condition is not None else None
+        with torch.no_grad():  # one at a time, so that no picture's rank depends on the others
+            each = [
+                self.running.critic_logits(codes[i : i + 1], None if condition is None else condition[i : i + 1])
+                for i in range(len(codes))
+            ]
+        return torch.cat(each).float()
 
     def _finish(self, codes: torch.Tensor, recipes: list[dict[str, Any]]) -> Result:
         return Result([to_pil(image) for image in self.decode(codes)], codes, recipes)
-
-    def _recipe_of(self, task: str, label: Label, seed: int, sampler: Sampler | None, **extra: Any) -> dict[str, Any]:
-        return {
-            "version": __version__,
-            "model": self.name,
-            "model_sha256": self.about.get("manifest_sha256"),
-            "task": task,
-            "label": (self.labels.decode(self.labels.encode(label)) or [{}])[0],
-            "seed": seed,
-            "sampler": dataclasses.asdict(sampler or self.recipe),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            **extra,
-        }
 
 
 def bundled_models() -> list[str]:

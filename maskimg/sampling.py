@@ -1,79 +1,167 @@
 """The sampling loop: grids with MASK in, complete grids out. Knows no file, picture or tokenizer.
 
 Generation, inpainting, outpainting and variation are the same loop; they differ only in which codes are MASK at
-the start. A code that is given never changes. Chang et al. 2022, arXiv 2202.04200, section 3.1 (confidence order);
-Besnier et al. 2025, "Halton scheduler for masked generative image transformer", arXiv 2503.17076 (halton);
-Lezama et al. 2022, arXiv 2209.04439 (critic).
+the start. A code that is given never changes. The orders: Chang et al. 2022, arXiv 2202.04200, section 3.1
+(confidence); Besnier et al. 2025, arXiv 2503.17076 (halton); Lezama et al. 2022, arXiv 2209.04439 (critic);
+Hayakawa et al. 2025, arXiv 2510.04525 (moment, which chooses first and then samples). Giving tokens back
+(`revise`): Wang et al. 2025, "Remasking discrete diffusion models", arXiv 2503.00307, with fixed counts.
 
-Shapes: b images, h w tokens, n = h * w, v codes.
+Shapes: b images, h w tokens, n = h * w, v codes, m tokens drawn in a step.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
 
-from maskimg.masking import SCHEDULES, mask_lowest, masked_counts, schedule_named
-from maskimg.noise import SEEDS, gumbel, uniform
+from maskimg.masking import mask_lowest, masked_counts, schedule_named
+from maskimg.noise import gumbel, uniform
 
-ORDERS = ("confidence", "halton", "random", "critic")
-DRAW, CHOICE = 0, 1  # streams of noise
+ORDERS = ("confidence", "halton", "random", "critic", "moment")
+PATHS = ("halton", "random")  # orders that do not look at what is predicted
+GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine")
+DRAW, CHOICE, REVISE = 0, 1, 2  # streams of noise
+LARGEST = 2**26  # logits held at a time, 256 MB in fp32
+
+Knots = float | tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """The numbers of the loop; a model carries its own as its recipe.
 
+    A temperature or guidance may also be a list: its values are spread over the steps, from the first to the last,
+    with straight lines between them; a list as long as the steps sets each.
+
     Attributes:
         steps: forward passes (twice as costly where guidance is on).
-        schedule: how fast masked tokens become fewer.
-        order: which tokens are kept first: the most probable (`confidence`), evenly spread ones (`halton`), any
-            (`random`), or those the critic believes; only `critic` may revise a token that was kept before.
+        schedule: how fast masked tokens become fewer, by name.
+        counts: how many tokens each step reveals, instead of `steps` and `schedule`; scaled to what is missing.
+        order: which tokens are kept first: the most probable draws (`confidence`), evenly spread ones (`halton`), any
+            (`random`), those the critic believes (`critic`), or those where a draw will be most probable, chosen
+            before it is made (`moment`).
+        critic_revises: in the order `critic`, let it also mask a token that was kept before.
         token_temperature: of the draw; lower is safer and plainer.
-        choice_temperature: of Gumbel noise on the scores, fading to none; for `confidence` and `critic`.
+        choice_temperature: of Gumbel noise on the scores of `confidence`, `moment` and `critic`. A number fades to
+            nothing over the steps, as in MaskGIT; a list is taken as it is.
         guidance: towards the label: u + guidance (c - u); 1 is off.
-        guidance_start: no guidance until this share of the tokens is revealed.
+        guidance_schedule: `constant`; `linear`, from off at the first step to all at the last; or `power-cosine`,
+            1 + (guidance - 1) (1 - cos(pi t^p)) / 2 with p = guidance_power.
+        guidance_start, guidance_end: guidance is on while the share of revealed tokens is between them.
         top_k, top_p: draw among the k most probable codes, or the fewest that hold probability p; 0 and 1 are off.
+        revise: share of the tokens drawn so far that each step gives back, at random, and draws again.
     """
 
     steps: int = 12
     schedule: str = "cosine"
+    counts: tuple[int, ...] = ()
     order: str = "halton"
-    token_temperature: float = 1.0
-    choice_temperature: float = 1.0
-    guidance: float = 1.0
+    critic_revises: bool = True
+    token_temperature: Knots = 1.0
+    choice_temperature: Knots = 1.0
+    guidance: Knots = 1.0
+    guidance_schedule: str = "constant"
+    guidance_power: float = 3.0
     guidance_start: float = 0.0
+    guidance_end: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    revise: float = 0.0
 
     def __post_init__(self):
+        for name in ("counts", "token_temperature", "choice_temperature", "guidance"):
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.counts:
+            if any(count != int(count) or count < 1 for count in self.counts):
+                raise ValueError(f"counts must be whole numbers of 1 or more, got {self.counts}")
+            object.__setattr__(self, "steps", len(self.counts))
         limits = {
-            "steps": (self.steps, 1, 1024),
-            "token_temperature": (self.token_temperature, 0.01, 10),
-            "choice_temperature": (self.choice_temperature, 0, 100),
-            "guidance": (self.guidance, 0, 20),
-            "guidance_start": (self.guidance_start, 0, 1),
-            "top_k": (self.top_k, 0, 2**20),
-            "top_p": (self.top_p, 0.001, 1),
+            "steps": (1, 1024),
+            "token_temperature": (0.001, 10),
+            "choice_temperature": (0, 100),
+            "guidance": (0, 20),
+            "guidance_power": (0.1, 10),
+            "guidance_start": (0, 1),
+            "guidance_end": (0, 1),
+            "top_k": (0, 2**20),
+            "top_p": (0.001, 1),
+            "revise": (0, 0.9),
         }
-        for name, (value, low, high) in limits.items():
-            if not low <= value <= high:  # also refuses NaN
-                raise ValueError(f"{name} must be between {low} and {high}, got {value}")
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value == ():
+                raise ValueError(f"{name} is an empty list: give a number")
+            for each in value if isinstance(value, tuple) else (value,):
+                if not low <= each <= high:  # also refuses NaN
+                    raise ValueError(f"{name} must be between {low} and {high}, got {each}")
         if self.steps != int(self.steps) or self.top_k != int(self.top_k):
             raise ValueError(f"steps and top_k must be whole numbers, got {self.steps} and {self.top_k}")
-        if self.order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got `{self.order}`")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got `{self.schedule}`")
+        for name, known in (("order", ORDERS), ("guidance_schedule", GUIDANCE_SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got `{getattr(self, name)}`")
+        schedule_named(self.schedule)
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes for one image with a condition: steps, and steps with guidance once more."""
+        return self.steps + sum(self.guidance_at(i) != 1 for i in range(self.steps))
+
+    def temperature_at(self, i: int) -> float:
+        return _spread(self.token_temperature, i, self.steps)
+
+    def choice_at(self, i: int) -> float:
+        if isinstance(self.choice_temperature, tuple):
+            return _spread(self.choice_temperature, i, self.steps)
+        return self.choice_temperature * (1 - (i + 1) / self.steps)
+
+    def guidance_at(self, i: int) -> float:
+        """Guidance of step i, 1 where it is off."""
+        if self.counts:
+            revealed = sum(self.counts[:i]) / sum(self.counts)
+        else:
+            revealed = 1 - float(schedule_named(self.schedule)(torch.tensor(i / self.steps, dtype=torch.float64)))
+        if not self.guidance_start <= revealed <= self.guidance_end:
+            return 1.0
+        full = _spread(self.guidance, i, self.steps)
+        t = i / (self.steps - 1) if self.steps > 1 else 1.0
+        rise = {
+            "constant": 1.0,
+            "linear": t,
+            "power-cosine": (1 - math.cos(math.pi * t**self.guidance_power)) / 2,
+        }[self.guidance_schedule]
+        return 1 + (full - 1) * rise
+
+
+def make_presets(recipe: Sampler, has_critic: bool) -> dict[str, Sampler]:
+    """`fast`, `balanced` and `best` for a model whose own presets were not measured: its recipe at other costs."""
+    best = {"order": "critic", "choice_temperature": 2.0} if has_critic else {}
+    return {
+        "fast": dataclasses.replace(recipe, steps=8, counts=()),
+        "balanced": recipe,
+        "best": dataclasses.replace(recipe, steps=max(24, recipe.steps), counts=(), **best),
+    }
+
+
+def _spread(value: Knots, i: int, steps: int) -> float:
+    """The value at step i of a number, or of a list whose values are spread over the steps."""
+    if not isinstance(value, tuple):
+        return value
+    place = i / (steps - 1) * (len(value) - 1) if steps > 1 else 0.0
+    left = min(int(place), len(value) - 1)
+    right = min(left + 1, len(value) - 1)
+    return value[left] + (place - left) * (value[right] - value[left])
 
 
 class Step(NamedTuple):
     """After one step: complete codes, scores (higher = more certain) and which tokens will be masked again.
 
-    Each (b, h, w); `codes` holds no MASK.
+    Each (b, h, w). `codes` holds no MASK: a token that is masked again shows what was predicted there. `scores` are
+    log-probabilities of the codes when they were drawn (0 for given ones); in the order `critic`, the critic's.
     """
 
     codes: torch.Tensor
@@ -87,74 +175,253 @@ class Model(Protocol):
     @property
     def mask_id(self) -> int: ...
 
-    def logits(self, codes: torch.Tensor, condition: torch.Tensor | None, guidance: float) -> torch.Tensor:
-        """Codes (b, h, w), some MASK -> logits (b, h, w, v) in fp32."""
+    def prepare(self, condition: Any, b: int) -> Any:
+        """Whatever about a condition does not change with the steps."""
         ...
 
-    def critic_logits(self, codes: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+    def features(
+        self, codes: torch.Tensor, prepared: Any, guidance: float, memory: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Codes (b, h, w), some MASK -> features (b, h, w, d), and what the next step is to remember."""
+        ...
+
+    def to_logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (..., d) -> logits (..., v) in fp32."""
+        ...
+
+    def critic_logits(self, codes: torch.Tensor, condition: Any) -> torch.Tensor:
         """Complete codes (b, h, w) -> logits (b, h, w), high where a code is wrong."""
         ...
+
+
+class Plan(NamedTuple):
+    """How many tokens are masked before and after each step: (steps, b) on the device, and the largest, as ints.
+
+    Known before the loop begins, so that every shape in it is fixed and nothing in it waits for the device.
+    """
+
+    before: torch.Tensor
+    returned: torch.Tensor
+    after: torch.Tensor
+    most_masked: list[int]
+    most_revealed: list[int]
+
+
+def make_plan(unknown: torch.Tensor, sampler: Sampler, device: torch.device | str = "cpu") -> Plan:
+    """The counts of every step for images with `unknown` (b,) tokens to draw."""
+    unknown = unknown.cpu().long()
+    after = masked_counts(unknown, sampler.steps, sampler.schedule, sampler.counts).T  # (steps, b)
+    before = torch.cat((unknown[None], after[:-1]))
+    # Tokens drawn so far of which a share is given back; a finished image is left as it is.
+    returned = (sampler.revise * (unknown - before)).round().long() * (before > 0)
+    masked = before + returned
+    return Plan(
+        before.to(device),
+        returned.to(device),
+        after.to(device),
+        masked.amax(1).tolist(),
+        (masked - after).amax(1).tolist(),
+    )
+
+
+class First(NamedTuple):
+    """What the first step predicts from grids that are all MASK: it depends on the condition only."""
+
+    features: torch.Tensor
+    memory: torch.Tensor | None
+
+
+@torch.no_grad()
+def first_features(model: Model, condition: Any, sampler: Sampler, codes: torch.Tensor) -> First:
+    """For all-MASK `codes` (b, h, w): one forward pass for each distinct condition, not for each image."""
+    b = len(codes)
+    if condition is None or isinstance(condition, torch.Tensor):
+        labels = torch.zeros(b, 1) if condition is None else condition
+        distinct, rows = labels.unique(dim=0, return_inverse=True)
+        some = len(distinct)
+        labels = None if condition is None else distinct
+    else:
+        some, rows, labels = b, torch.arange(b), condition
+    features, memory = model.features(codes[:some], model.prepare(labels, some), sampler.guidance_at(0), None)
+    rows = rows.to(codes.device)
+    if memory is not None:  # of a guided model: conditional rows, then unconditional ones
+        memory = torch.cat([half[rows] for half in memory.split(some)])
+    return First(features[rows], memory)
 
 
 @torch.no_grad()
 def sample_steps(
     model: Model,
     codes: torch.Tensor,
-    condition: torch.Tensor | None,
+    condition: Any,
     sampler: Sampler,
     seeds: torch.Tensor,
+    *,
+    complete: bool = True,
+    plan: Plan | None = None,
+    first: First | None = None,
 ) -> Iterator[Step]:
-    """Fill the MASK codes of `codes` (b, h, w), a few at a time; seeds (b,) int64, one per image."""
+    """Fill the MASK codes of `codes` (b, h, w), a few at a time; seeds (b,) int64, one per image.
+
+    Args:
+        complete: show in each step what is predicted for the tokens that stay masked; without it they stay MASK,
+            which saves work and changes no result.
+        plan, first: of these very codes, from `make_plan` and `first_features`, where they are at hand.
+    """
     b, h, w = codes.shape
-    seeds = seeds.to(codes.device) % SEEDS
     given = codes != model.mask_id
-    unknown = (~given).sum(dim=(1, 2)).cpu()
-    counts = masked_counts(unknown, sampler.steps, sampler.schedule)  # (b, steps), on the CPU
+    plan = plan or make_plan((~given).sum((1, 2)), sampler, codes.device)
+    prepared = model.prepare(condition, b)
+    scores, memory = torch.zeros(b, h, w, device=codes.device), None
+    noise = Noise(seeds.to(codes.device), (h, w))
 
     for i in range(sampler.steps):
-        if not (counts[:, i - 1] if i else unknown).any():
+        if not plan.most_masked[i]:
             return  # every image is complete: never spend a forward that reveals nothing
-        r = (i + 1) / sampler.steps
-        mask = codes == model.mask_id
+        last = i + 1 == sampler.steps or not plan.most_masked[i + 1]
+        if sampler.revise and i:
+            codes = _give_back(codes, given, plan.returned[i], noise.uniform(i, REVISE), model.mask_id)
+        masked = codes == model.mask_id
 
         # 1. Predict every token, all positions at once.
-        logits = model.logits(codes, condition, _guidance(sampler, i))
-        probs = _filtered(logits / sampler.token_temperature, sampler).softmax(-1)
-
-        # 2. Sample a code wherever one is missing.
-        u = rearrange(uniform(seeds, i, DRAW, h * w), "b (h w) -> b h w", h=h)
-        codes = torch.where(mask, draw(probs, u), codes)
-
-        # 3. Mask schedule: so many tokens stay unknown.
-        count = counts[:, i].to(codes.device)
-
-        # 4. Mask the least certain ones. Without a critic a token once kept stays kept.
-        scores, noisy = _scores(model, codes, condition, probs, sampler, seeds, i)
-        kept = given if sampler.order == "critic" else ~mask
-        if noisy:
-            noise = rearrange(gumbel(uniform(seeds, i, CHOICE, h * w)), "b (h w) -> b h w", h=h)
-            choice = scores + sampler.choice_temperature * (1 - r) * noise
+        if i == 0 and first is not None:
+            features, memory = first
         else:
-            choice = scores
-        mask = mask_lowest(choice.masked_fill(kept, torch.inf), count)
+            features, memory = model.features(codes, prepared, sampler.guidance_at(i), memory)
 
-        yield Step(codes, scores, mask)
-        codes = codes.masked_fill(mask, model.mask_id)
+        # 2. Sample a code wherever one is missing; or, where the order is known beforehand, wherever it will be kept.
+        if sampler.order in PATHS:
+            left = mask_lowest(_path(sampler.order, noise, i).masked_fill(~masked, torch.inf), plan.after[i])
+            drawn = draw_at(model, features, masked & ~left, plan.most_revealed[i], noise, sampler, i, plan.after[i])
+        else:
+            drawn = draw_at(model, features, masked, plan.most_masked[i], noise, sampler, i, plan.after[i])
+        filled = torch.where(drawn.at, drawn.codes, codes)
+        scores = torch.where(drawn.at, drawn.logs, scores)
+
+        # 3. Mask the least certain ones again, as many as the schedule says. Only a critic may revise what was kept.
+        if sampler.order not in PATHS:
+            ranking, kept = scores, ~masked
+            if sampler.order == "moment":
+                ranking = drawn.moments
+            elif sampler.order == "critic" and (complete or not last):
+                ranking = scores = -model.critic_logits(filled, prepared).float()
+                kept = given if sampler.critic_revises else kept
+            ranking = ranking + _choice_noise(sampler, i, noise)
+            left = mask_lowest(ranking.masked_fill(kept, torch.inf), plan.after[i])
+
+        codes = filled.masked_fill(left, model.mask_id)
+        if complete and sampler.order in PATHS and not last:
+            rest = draw_at(model, features, left, max(plan.most_masked[i + 1], 1), noise, sampler, i, plan.after[i])
+            filled, scores = torch.where(left, rest.codes, filled), torch.where(left, rest.logs, scores)
+        yield Step(filled, scores, left)
 
 
 def sample(
-    model: Model, codes: torch.Tensor, condition: torch.Tensor | None, sampler: Sampler, seeds: torch.Tensor
+    model: Model,
+    codes: torch.Tensor,
+    condition: Any,
+    sampler: Sampler,
+    seeds: torch.Tensor,
+    *,
+    plan: Plan | None = None,
 ) -> torch.Tensor:
     """Run `sample_steps` to its end: codes (b, h, w), some MASK -> complete codes (b, h, w)."""
-    for step in sample_steps(model, codes, condition, sampler, seeds):
+    first = None
+    if plan is None and codes.numel() and bool((codes == model.mask_id).all()):
+        first = first_features(model, condition, sampler, codes)
+    for step in sample_steps(model, codes, condition, sampler, seeds, complete=False, plan=plan, first=first):
         codes = step.codes
     return codes
 
 
-def draw(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+class Noise(NamedTuple):
+    """The randomness of each image (b,) for a grid of (h, w) tokens."""
+
+    seeds: torch.Tensor
+    grid: tuple[int, int]
+
+    def uniform(self, step: int, stream: int) -> torch.Tensor:
+        """(b, h, w) on (0, 1), different for each step and stream."""
+        h, w = self.grid
+        return rearrange(uniform(self.seeds, step, stream, h * w), "b (h w) -> b h w", h=h)
+
+
+class Drawn(NamedTuple):
+    """What `draw_at` drew, each (b, h, w): codes, their log-probabilities, position scores, valid where `at`."""
+
+    at: torch.Tensor
+    codes: torch.Tensor
+    logs: torch.Tensor
+    moments: torch.Tensor
+
+
+def draw_at(
+    model: Model,
+    features: torch.Tensor,
+    at: torch.Tensor,
+    most: int,
+    noise: Noise,
+    sampler: Sampler,
+    i: int,
+    after: torch.Tensor,
+) -> Drawn:
+    """Run the head and draw a code where `at` (b, h, w) is True, at most at `most` places of an image.
+
+    `logs` are the model's own log-probabilities, before temperature and filters, so that a cold draw does not make
+    every token look certain. `moments` are log sum_v p(v)^beta, with beta = 1 + 1 / choice temperature, and in the
+    order `moment` codes are drawn from p^beta: what confidence with that noise amounts to, with the choice of places
+    made first. Where a step reveals all that is left there is no choice, and beta is 1.
+    """
+    b, h, w = at.shape
+    flat, u = rearrange(at, "b h w -> b (h w)"), rearrange(noise.uniform(i, DRAW), "b h w -> b (h w)")
+    features = rearrange(features, "b h w d -> b (h w) d")
+    places = flat.byte().argsort(dim=1, descending=True, stable=True)[:, :most]  # (b, m); the rest is not `at`
+    power = torch.ones(b, 1, 1, device=at.device)
+    if sampler.order == "moment":
+        beta = 1 + 1 / max(sampler.choice_at(i), 0.01)
+        power = torch.where(after[:, None, None] > 0, beta, power)
+
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for part in places.split(max(1, LARGEST // (b * model.mask_id)), dim=1):
+        logits = model.to_logits(features.take_along_dim(part[..., None], dim=1))  # (b, m, v)
+        sharp = logits
+        if sampler.temperature_at(i) != 1 or sampler.order == "moment":
+            sharp = logits * (power / sampler.temperature_at(i))
+        probs = filtered(sharp, sampler).softmax(-1)
+        codes = draw_codes(probs, u.gather(1, part))
+        normaliser = logits.logsumexp(-1)
+        logs = logits.gather(-1, codes[..., None])[..., 0] - normaliser
+        moments = logs
+        if sampler.order == "moment":
+            moments = (logits * power).logsumexp(-1) - power[..., 0] * normaliser
+        parts.append((codes, logs, moments))
+
+    def spread(values: list[torch.Tensor]) -> torch.Tensor:
+        found = torch.cat(values, dim=1)
+        whole = torch.zeros(b, h * w, dtype=found.dtype, device=at.device).scatter(1, places, found)
+        return rearrange(whole, "b (h w) -> b h w", h=h)
+
+    codes, logs, moments = (spread(list(values)) for values in zip(*parts, strict=True))
+    return Drawn(at, codes, logs, moments)
+
+
+def draw_codes(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Inverse-CDF draw: probs (..., v) fp32 and uniforms (...) on (0, 1) -> codes (...), none of probability 0."""
     cdf = probs.cumsum(-1)
-    return (cdf < (u * cdf[..., -1])[..., None]).sum(-1)
+    return torch.searchsorted(cdf, (u * cdf[..., -1])[..., None])[..., 0]
+
+
+def filtered(logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
+    """Logits (..., v) with those outside top_k and top_p at -inf."""
+    if 0 < sampler.top_k < logits.shape[-1]:
+        least = logits.topk(sampler.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampler.top_p < 1:
+        ordered = logits.sort(dim=-1, descending=True)
+        probs = ordered.values.softmax(-1)
+        outside = probs.cumsum(-1) - probs >= sampler.top_p  # the first one always stays
+        logits = logits.masked_fill(outside.gather(-1, ordered.indices.argsort(-1)), -torch.inf)
+    return logits
 
 
 @cache
@@ -181,44 +448,33 @@ def _radical_inverse(k: int, base: int) -> float:
     return value
 
 
-def _guidance(sampler: Sampler, i: int) -> float:
-    revealed = 1 - float(schedule_named(sampler.schedule)(torch.tensor(i / sampler.steps, dtype=torch.float64)))
-    return sampler.guidance if revealed >= sampler.guidance_start else 1.0
+@cache
+def _halton_places(h: int, w: int, device: torch.device) -> torch.Tensor:
+    """When each cell (h, w) is visited."""
+    with torch.inference_mode(False):
+        return rearrange(halton_order(h, w).argsort().to(device), "(h w) -> h w", h=h)
 
 
-def _filtered(logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
-    """Logits (..., v) with those outside top_k and top_p at -inf."""
-    if 0 < sampler.top_k < logits.shape[-1]:
-        least = logits.topk(sampler.top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if sampler.top_p < 1:
-        ordered = logits.sort(dim=-1, descending=True)
-        probs = ordered.values.softmax(-1)
-        outside = probs.cumsum(-1) - probs >= sampler.top_p  # the first one always stays
-        logits = logits.masked_fill(outside.gather(-1, ordered.indices.argsort(-1)), -torch.inf)
-    return logits
+def _path(order: str, noise: Noise, i: int) -> torch.Tensor:
+    """Scores (b, h, w), higher = revealed sooner, of an order that is known beforehand."""
+    if order == "random":
+        return noise.uniform(i, CHOICE)
+    # Each image walks the same path from its own starting point.
+    h, w = noise.grid
+    start = (uniform(noise.seeds, 0, CHOICE, 1) * h * w).long()[..., None]  # (b, 1, 1)
+    return -((_halton_places(h, w, start.device) + start) % (h * w)).float()
 
 
-def _scores(
-    model: Model,
-    codes: torch.Tensor,
-    condition: torch.Tensor | None,
-    probs: torch.Tensor,
-    sampler: Sampler,
-    seeds: torch.Tensor,
-    i: int,
-) -> tuple[torch.Tensor, bool]:
-    """Scores (b, h, w), higher = kept sooner, and whether choice noise is added to them."""
-    b, h, w = codes.shape
-    if sampler.order == "critic":
-        return -model.critic_logits(codes, condition).float(), True
-    if sampler.order == "confidence":
-        return probs.gather(-1, codes[..., None])[..., 0].log(), True
-    if sampler.order == "random":
-        flat = uniform(seeds, i, CHOICE, h * w)
-    else:
-        # Each image walks the same path from its own starting point.
-        start = (uniform(seeds, 0, CHOICE, 1) * h * w).long()  # (b, 1)
-        place = halton_order(h, w).argsort().to(codes.device)  # when each cell is visited
-        flat = -((place + start) % (h * w)).float()
-    return rearrange(flat, "b (h w) -> b h w", h=h), False
+def _choice_noise(sampler: Sampler, i: int, noise: Noise) -> torch.Tensor | float:
+    """Gumbel noise on the scores: of unit size in the order `moment`, whose scores are scaled instead."""
+    if sampler.order == "moment":
+        return gumbel(noise.uniform(i, CHOICE)) if sampler.choice_at(i) else 0.0
+    return sampler.choice_at(i) * gumbel(noise.uniform(i, CHOICE)) if sampler.choice_at(i) else 0.0
+
+
+def _give_back(
+    codes: torch.Tensor, given: torch.Tensor, counts: torch.Tensor, chance: torch.Tensor, mask_id: int
+) -> torch.Tensor:
+    """Mask `counts` (b,) of the codes that were drawn, those of the smallest `chance` (b, h, w)."""
+    drawn = (codes != mask_id) & ~given
+    return codes.masked_fill(mask_lowest(chance.masked_fill(~drawn, torch.inf), counts), mask_id)

@@ -10,6 +10,9 @@ Shapes: b images, h w tokens, n = h * w, v codes, d features, f label fields.
 """
 
 import dataclasses
+import math
+from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +47,12 @@ class TransformerConfig:
             raise ValueError(f"dim / heads must be a multiple of 4, got {self.dim} / {self.heads}")
 
 
+class Modulation(NamedTuple):
+    """What a condition does to all blocks: scales, shifts and gates (b, 6, 1, d). It changes with no step."""
+
+    shared: torch.Tensor
+
+
 class Trunk(nn.Module):
     """Codes (b, h, w), some of them MASK, and a condition (b, f) -> features (b, h, w, d)."""
 
@@ -51,39 +60,132 @@ class Trunk(nn.Module):
         super().__init__()
         d = config.dim
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size + 1, d)
+        grouped = config.vocab_size > GROUPED_ABOVE
+        self.embed = GroupedCodes(config.vocab_size, d) if grouped else Codes(config.vocab_size, d)
         self.registers = nn.Parameter(0.02 * torch.randn(config.registers, d))
         self.labels = nn.ModuleList(nn.Embedding(size + 1, d) for size in config.label_sizes)
         self.modulate = nn.Linear(d, 6 * d)
         self.blocks = nn.ModuleList(Block(d, config.heads, config.dropout) for _ in range(config.depth))
         self.final = nn.Parameter(torch.zeros(2, d))
-        nn.init.normal_(self.embed.weight, std=0.02)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        codes: torch.Tensor,
+        condition: torch.Tensor | Modulation | None = None,
+        sum_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            condition: (b, f) int64, None for all null, or what `modulation` made of it.
+            sum_embeds: (b, h, w, d), added to the codes' embeddings (self-conditioning).
+        """
         b, h, w = codes.shape
-        x = rearrange(self.embed(codes), "b h w d -> b (h w) d")
+        if not isinstance(condition, Modulation):
+            condition = self.modulation(condition, b)
+        x = self.embed(codes)
+        if sum_embeds is not None:
+            x = x + sum_embeds
+        x = rearrange(x, "b h w d -> b (h w) d")
         x = torch.cat((self.registers.to(x.dtype).expand(b, -1, -1), x), dim=1)  # (b, registers + n, d)
-        shared = self.modulations(condition, b, codes.device)
         rotation = rotary(h, w, self.config.dim // self.config.heads, self.config.registers, codes.device)
 
         for block in self.blocks:
-            x = block(x, shared, rotation)
+            x = block(x, condition.shared, rotation)
 
         scale, shift = self.final
         x = rms_norm(x[:, self.config.registers :]) * (1 + scale) + shift
         return rearrange(x, "b (h w) d -> b h w d", h=h)
 
-    def modulations(self, condition: torch.Tensor | None, b: int, device: torch.device) -> torch.Tensor:
-        """Condition (b, f), None for all null -> what all blocks are modulated with (b, 6, 1, d)."""
+    def modulation(self, condition: torch.Tensor | None, b: int) -> Modulation:
+        """Condition (b, f), None for all null. The same at every step, so a loop need call it only once."""
+        device = self.final.device
         if not self.labels:
             c = torch.zeros(b, self.config.dim, device=device)
         else:
             if condition is None:
                 condition = torch.tensor(self.config.label_sizes, device=device).expand(b, -1)
             c = torch.stack([embed(i) for embed, i in zip(self.labels, condition.unbind(1), strict=True)]).sum(0)
-        return rearrange(self.modulate(F.silu(c)), "b (six d) -> six b 1 d", six=6)
+        return Modulation(rearrange(self.modulate(F.silu(c)), "b (six d) -> b six 1 d", six=6))
+
+
+class Codes(nn.Embedding):
+    """One vector for each of v codes and MASK, and the head that compares features with them."""
+
+    def __init__(self, vocab_size: int, dim: int):
+        super().__init__(vocab_size + 1, dim)
+        self.vocab_size = vocab_size
+        nn.init.normal_(self.weight, std=0.02)
+
+    def logits(self, features: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Features (..., d) and bias (v,) -> logits (..., v); MASK has none."""
+        return F.linear(features, self.weight[: self.vocab_size], bias)
+
+    def cross_entropy(
+        self, features: torch.Tensor, bias: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """Features (m, d), codes (m,) -> (m,) nats, in fp32."""
+        logits = self.logits(features, bias).float()
+        return F.cross_entropy(logits, codes, reduction="none", label_smoothing=label_smoothing)
+
+
+class GroupedCodes(nn.Module):
+    """A large codebook as two groups: code = high * k + low, and its vector is the sum of two (MaskBit, Weber et al.
+    2024, arXiv 2409.16211). Features are compared with about 2 sqrt(v) vectors instead of v, and p(code) =
+    p(high) p(low). Where k does not divide v, the last high group is shorter, exactly.
+    """
+
+    def __init__(self, vocab_size: int, dim: int):
+        super().__init__()
+        self.vocab_size, self.low_size = vocab_size, group_size(vocab_size)
+        self.high_size = -(-vocab_size // self.low_size)
+        self.high = nn.Parameter(0.014 * torch.randn(self.high_size, dim))  # the sum has the std of `Codes`
+        self.low = nn.Parameter(0.014 * torch.randn(self.low_size, dim))
+        self.mask = nn.Parameter(0.02 * torch.randn(dim))
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        high, low = codes // self.low_size, codes % self.low_size
+        x = F.embedding(high.clamp(max=self.high_size - 1), self.high) + F.embedding(low, self.low)
+        return torch.where((codes == self.vocab_size)[..., None], self.mask, x)
+
+    def logits(self, features: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Features (..., d) and bias (high + low groups,) -> logits (..., v)."""
+        high, low = self._groups(features, bias)
+        return (high[..., :, None] + low[..., None, :]).flatten(-2)[..., : self.vocab_size]
+
+    def cross_entropy(
+        self, features: torch.Tensor, bias: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """Features (m, d), codes (m,) -> (m,) nats in fp32, without ever making m v logits."""
+        high, low = (logits.float() for logits in self._groups(features, bias))
+        last = self.vocab_size - (self.high_size - 1) * self.low_size  # codes in the last high group
+        normaliser = torch.logaddexp(
+            high[:, :-1].logsumexp(1) + low.logsumexp(1), high[:, -1] + low[:, :last].logsumexp(1)
+        )
+        target = high.gather(1, codes[:, None] // self.low_size) + low.gather(1, codes[:, None] % self.low_size)
+        total = (
+            self.low_size * high[:, :-1].sum(1)
+            + (self.high_size - 1) * low.sum(1)
+            + last * high[:, -1]
+            + low[:, :last].sum(1)
+        )
+        aim = (1 - label_smoothing) * target[:, 0] + label_smoothing * total / self.vocab_size
+        return normaliser - aim
+
+    def _groups(self, features: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        high, low = bias.split([self.high_size, self.low_size])
+        return F.linear(features, self.high, high), F.linear(features, self.low, low)
+
+
+GROUPED_ABOVE = 4096
+
+
+def group_size(vocab_size: int) -> int:
+    """Codes per high group: the divisor nearest to the square root, or the root itself if that is out of proportion."""
+    root = math.isqrt(vocab_size)
+    divisor = next(size for size in range(root, 0, -1) if vocab_size % size == 0)
+    return divisor if 4 * divisor >= root else root + 1
 
 
 class MaskedTransformer(nn.Module):
@@ -93,7 +195,10 @@ class MaskedTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = Trunk(config)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        codes = self.trunk.embed
+        self.bias = nn.Parameter(
+            torch.zeros(codes.high_size + codes.low_size if isinstance(codes, GroupedCodes) else config.vocab_size)
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -102,6 +207,10 @@ class MaskedTransformer(nn.Module):
     @property
     def grid(self) -> tuple[int, int]:
         return self.config.grid
+
+    @property
+    def dim(self) -> int:
+        return self.config.dim
 
     @property
     def label_sizes(self) -> tuple[int, ...]:
@@ -116,7 +225,11 @@ class MaskedTransformer(nn.Module):
 
     def to_logits(self, features: torch.Tensor) -> torch.Tensor:
         """Features (..., d) -> logits (..., v), with the embedding's own weights; MASK has no logit."""
-        return F.linear(features, self.trunk.embed.weight[: self.vocab_size], self.bias)
+        return self.trunk.embed.logits(features, self.bias)
+
+    def cross_entropy(self, features: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+        """Features (m, d) and the right codes (m,) -> (m,) nats in fp32."""
+        return self.trunk.embed.cross_entropy(features, self.bias, codes, label_smoothing)
 
 
 class TokenCritic(nn.Module):
@@ -131,7 +244,7 @@ class TokenCritic(nn.Module):
         self.trunk = Trunk(config)
         self.head = nn.Linear(config.dim, 1)
 
-    def forward(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, codes: torch.Tensor, condition: torch.Tensor | Modulation | None = None) -> torch.Tensor:
         return self.head(self.trunk(codes, condition))[..., 0]
 
 
@@ -152,46 +265,57 @@ class Block(nn.Module):
     def forward(
         self, x: torch.Tensor, shared: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        scale1, shift1, gate1, scale2, shift2, gate2 = shared + self.modulation  # (b, 1, d) each
+        scale1, shift1, gate1, scale2, shift2, gate2 = shared.transpose(0, 1) + self.modulation  # (b, 1, d) each
 
-        update = self.attend(rms_norm(x) * (1 + scale1) + shift1, rotation)
-        x = x + (1 + gate1) * F.dropout(update, self.dropout, self.training)
+        update = self.attend(torch.addcmul(shift1, rms_norm(x), 1 + scale1), rotation)
+        x = torch.addcmul(x, F.dropout(update, self.dropout, self.training), 1 + gate1)
 
-        update = self.down(F.relu(self.up(rms_norm(x) * (1 + scale2) + shift2)).square())
-        return x + (1 + gate2) * F.dropout(update, self.dropout, self.training)
+        hidden = F.relu(self.up(torch.addcmul(shift2, rms_norm(x), 1 + scale2)))
+        update = self.down(hidden * hidden)
+        return torch.addcmul(x, F.dropout(update, self.dropout, self.training), 1 + gate2)
 
     def attend(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        q, k, v = rearrange(self.to_qkv(x), "b n (qkv head d) -> qkv b head n d", qkv=3, head=self.heads)
-        q, k = rotate(rms_norm(q), rotation), rotate(rms_norm(k), rotation)
-        return self.to_out(rearrange(attention(q, k, v), "b head n d -> b n (head d)"))
+        qkv = rearrange(self.to_qkv(x), "b n (qkv head d) -> qkv b head n d", qkv=3, head=self.heads)
+        q, k = rotate(rms_norm(qkv[:2]), rotation)
+        return self.to_out(rearrange(attention(q, k, qkv[2]), "b head n d -> b n (head d)"))
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Queries, keys and values (b, head, n, d) -> (b, head, n, d)."""
-    if q.device.type == "cpu" and q.shape[2] <= 256:
-        # The fused kernel's backward pass on a CPU takes four times as long as these two products (torch 2.15, bf16).
-        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).to(v.dtype) @ v
+    trains = torch.is_grad_enabled() and q.requires_grad
+    if trains and q.device.type == "cpu" and q.shape[2] <= (128 if q.dtype == torch.float32 else 512):
+        # The fused kernel's backward pass on a CPU takes two to six times as long as these products (torch 2.15).
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
+        with torch.autocast(
+            "cpu", enabled=False
+        ):  # softmax sums in fp32 anyway; a copy of all scores costs more than it
+            return scores.softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def rms_norm(x: torch.Tensor) -> torch.Tensor:
-    """Root-mean-square normalisation over the last axis, without a gain."""
-    return F.rms_norm(x, x.shape[-1:])
+    """Root-mean-square normalisation over the last axis, without a gain.
+
+    Written out because torch's own is several times slower on CPUs (2.15); the norm is summed in fp32.
+    """
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=1e-6)
+    return x * (x.shape[-1] ** 0.5 / norm).to(x.dtype)
 
 
+@cache
 def rotary(h: int, w: int, dim: int, registers: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (registers + h * w, dim / 2) of a grid's rotary positions; registers are not rotated."""
-    frequencies = 100.0 ** -torch.linspace(0, 1, dim // 4, device=device)
-    rows = torch.arange(h, device=device)[:, None] * frequencies
-    columns = torch.arange(w, device=device)[:, None] * frequencies
-    angles = torch.cat((rows[:, None].expand(h, w, -1), columns[None].expand(h, w, -1)), dim=-1)
-    angles = rearrange(angles, "h w d -> (h w) d")
-    angles = torch.cat((angles.new_zeros(registers, dim // 2), angles))
-    return angles.cos(), angles.sin()
+    """Cosines and signed sines (registers + h * w, dim) of a grid's rotary positions; registers are not rotated."""
+    with torch.inference_mode(False):  # what is kept must also serve a caller who trains
+        frequencies = 100.0 ** -torch.linspace(0, 1, dim // 4, device=device)
+        rows = torch.arange(h, device=device)[:, None] * frequencies
+        columns = torch.arange(w, device=device)[:, None] * frequencies
+        angles = torch.cat((rows[:, None].expand(h, w, -1), columns[None].expand(h, w, -1)), dim=-1)
+        angles = rearrange(angles, "h w d -> (h w) d")
+        angles = torch.cat((angles.new_zeros(registers, dim // 2), angles))
+        return torch.cat((angles.cos(), angles.cos()), dim=-1), torch.cat((-angles.sin(), angles.sin()), dim=-1)
 
 
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate (b, head, n, d) by the angles of `rotary`; the two halves of d are the two coordinates of each plane."""
+    """Rotate (..., n, d) by the angles of `rotary`; the two halves of d are the two coordinates of each plane."""
     cos, sin = (part.to(x.dtype) for part in rotation)
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

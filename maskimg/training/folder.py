@@ -226,7 +226,7 @@ def generator_stage(
     size = dataclasses.asdict(plan.generator)
     critic_depth = size.pop("critic_depth")
     config = TransformerConfig(cache.vocab_size, cache.grid, cache.label_sizes, **size)
-    net, run = train_generator(
+    generator, run = train_generator(
         cache,
         config,
         plan.generator_training,
@@ -238,15 +238,14 @@ def generator_stage(
         dtype=dtype,
     )
     _require_finished(run)
-    critic = None
-    if critic_depth:
+    if critic_depth and not plan.generator_training.self_token_critic:
         critic_config = dataclasses.replace(config, depth=critic_depth)
-        critic, run = train_critic(
-            cache, net, critic_config, plan.generator_training, plan.critic_budget, work / "critic",
+        _, run = train_critic(
+            cache, generator, critic_config, plan.generator_training, plan.critic_budget, work / "critic",
             device=device, dtype=dtype,
         )  # fmt: skip
         _require_finished(run)
-    return Pipeline(tokenizer, net, critic, labels=cache.fields, recipe=plan.recipe, device=device, dtype=dtype)
+    return Pipeline(tokenizer, generator, labels=cache.fields, recipe=plan.recipe, device=device, dtype=dtype)
 
 
 def commonest_label(cache: CodeCache) -> dict[str, str]:

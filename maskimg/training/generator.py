@@ -1,5 +1,6 @@
 """Training the generator, and after it the token critic, on cached codes."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,10 @@ class GeneratorTraining:
         learning_rate: of both optimizers; Muon's is scaled to AdamW's size of step.
         muon: train hidden matrices with Muon (Jordan et al. 2024) where this torch has it, else all with AdamW.
         weight_decay: of both.
-        schedule: of mask ratios.
+        schedule: of mask ratios, such as `arccos` or `beta(12, 3)`.
         condition_drop: probability of forgetting the labels, for guidance.
+        label_smoothing, loss_weight, visible_weight, no_replace_prob, random_token_prob, self_cond,
+            self_cond_train_prob, self_token_critic, critic_loss_weight, critic_target: as in `MaskGit`.
         balance: how far rare classes of the first label field are favoured, from 0 (not) to 1 (all alike).
         ema_decay: of the averaged weights that are kept.
         seed: of weights, order and masks.
@@ -38,6 +41,16 @@ class GeneratorTraining:
     weight_decay: float = 0.05
     schedule: str = "arccos"
     condition_drop: float = 0.1
+    label_smoothing: float = 0.0
+    loss_weight: str = "none"
+    visible_weight: float = 0.0
+    no_replace_prob: float = 0.0
+    random_token_prob: float = 0.0
+    self_cond: bool = False
+    self_cond_train_prob: float = 0.75
+    self_token_critic: bool = False
+    critic_loss_weight: float = 1.0
+    critic_target: str = "wrong"
     balance: float = 0.5
     ema_decay: float = 0.999
     seed: int = 0
@@ -54,13 +67,13 @@ def train_generator(
     sampler: Sampler | None = None,
     device: str = "auto",
     dtype: str = "auto",
-) -> tuple[MaskedTransformer, Run]:
+) -> tuple[MaskGit, Run]:
     """Train on the grids that are not held out; continues what `directory` holds.
 
     Args:
         decode: codes (b, h, w) -> images; with it, samples.png is drawn ten times on the way.
 
-    Returns the network with averaged weights, in eval mode, and the run.
+    Returns the model with averaged weights, in eval mode, and the run.
     """
     where = pick_device(device)
     number_format = pick_dtype(dtype, where)
@@ -68,12 +81,12 @@ def train_generator(
 
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
-        model = _maskgit(MaskedTransformer(config), training).to(where)
-    optimizers = _optimizers(model.net, training)
-    ema = Ema(model.net, training.ema_decay)
+        model = _maskgit(config, training).to(where)
+    optimizers = _optimizers(model, training)
+    ema = Ema(model, training.ema_decay)
 
     run = _run(directory, budget, "generator", config, training, cache)
-    run.restore(model=model.net, ema=ema, **optimizers)
+    run.restore(model=model, ema=ema, **optimizers)
     shown = int(10 * budget.progress(run.step, run.seconds))
     if budget.long:
         compile_blocks(model.net, where)
@@ -81,37 +94,36 @@ def train_generator(
     model.train()
     for step, progress in run.steps():
         _set_learning_rate(optimizers, training.learning_rate * learning_rate_scale(progress))
-        codes, condition, generator = _batch(train, training, step, where)
+        codes, condition, chance = _batch(train, training, step, where)
 
         # Predict the masked tokens.
         with autocast(where, number_format):
-            loss = model(codes, condition, generator=generator).loss
+            loss = model(codes, condition, generator=chance).loss
 
         run.require_finite(loss)
-        _step(loss, model.net, optimizers)
-        ema.update(model.net, step)
+        _step(loss, model, optimizers)
+        ema.update(model, step)
 
         run.log(loss=loss)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
-            averaged = _maskgit(_averaged(model.net, ema), training).eval()
+            averaged = _averaged(config, training, ema, where)
             with autocast(where, number_format):
                 run.write_log(held_out_loss=held_out_loss(averaged, unseen))
                 if decode:
                     draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
 
-    net = _averaged(model.net, ema)
-    averaged = _maskgit(net, training).eval()
+    averaged = _averaged(config, training, ema, where)
     with autocast(where, number_format):
         run.write_log(held_out_loss=held_out_loss(averaged, unseen))
         if decode:
             draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
-    return net, run
+    return averaged, run
 
 
 def train_critic(
     cache: CodeCache,
-    net: MaskedTransformer,
+    generator: MaskGit,
     config: TransformerConfig,
     training: GeneratorTraining,
     budget: Budget,
@@ -120,7 +132,10 @@ def train_critic(
     device: str = "auto",
     dtype: str = "auto",
 ) -> tuple[TokenCritic, Run]:
-    """Train a critic to find the codes that the finished `net` got wrong; continues what `directory` holds."""
+    """Train a critic to find the codes that the finished `generator` got wrong; continues what `directory` holds.
+
+    The generator is left as it is, but for its `token_critic`, which is the returned one.
+    """
     where = pick_device(device)
     number_format = pick_dtype(dtype, where)
     train = cache.part(held_out=False)
@@ -128,7 +143,8 @@ def train_critic(
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         critic = TokenCritic(config).to(where)
-    model = _maskgit(net.to(where), training, critic)
+    model = generator.to(where)
+    model.token_critic, model.critic_target = critic, training.critic_target
     optimizers = _optimizers(critic, training)
     ema = Ema(critic, training.ema_decay)
 
@@ -138,14 +154,14 @@ def train_critic(
         compile_blocks(model, where)
 
     model.train()
-    net.eval()  # what the critic judges must come from the generator as it will be used
+    model.net.eval()  # what the critic judges must come from the generator as it will be used
     for step, progress in run.steps():
         _set_learning_rate(optimizers, training.learning_rate * learning_rate_scale(progress))
-        codes, condition, generator = _batch(train, training, step, where)
+        codes, condition, chance = _batch(train, training, step, where)
 
         # Mask, fill with the generator's draws, and tell which codes are wrong.
         with autocast(where, number_format):
-            loss = model(codes, condition, only_train_critic=True, generator=generator).loss
+            loss = model(codes, condition, only_train_critic=True, generator=chance).loss
 
         run.require_finite(loss)
         _step(loss, critic, optimizers)
@@ -154,7 +170,9 @@ def train_critic(
 
     averaged = TokenCritic(config).to(where)
     ema.copy_to(averaged)
-    return averaged.eval(), run
+    model.token_critic = averaged
+    model.eval()
+    return averaged, run
 
 
 @torch.no_grad()
@@ -162,6 +180,9 @@ def held_out_loss(model: MaskGit, unseen: CodeCache, limit: int = 512) -> float:
     """Masked cross-entropy, in nats per masked token, on grids that were not trained on, always with the same masks."""
     if not len(unseen.labels):
         return float("nan")
+    model = copy.copy(model)  # without what training adds to the loss
+    model.label_smoothing, model.visible_weight, model.loss_weight = 0.0, 0.0, "none"
+    model.no_replace_prob, model.random_token_prob = 0.0, 0.0
     total = 0.0
     count = min(limit, unseen.codes.shape[1])
     generator = torch.Generator().manual_seed(0)
@@ -186,8 +207,22 @@ def draw_samples(
     sheet([to_pil(image) for image in decode(codes)], 8).save(path)
 
 
-def _maskgit(net: MaskedTransformer, training: GeneratorTraining, critic: TokenCritic | None = None) -> MaskGit:
-    return MaskGit(net, schedule=training.schedule, condition_drop=training.condition_drop, token_critic=critic)
+def _maskgit(config: TransformerConfig, training: GeneratorTraining) -> MaskGit:
+    return MaskGit(
+        MaskedTransformer(config),
+        schedule=training.schedule,
+        condition_drop=training.condition_drop,
+        label_smoothing=training.label_smoothing,
+        loss_weight=training.loss_weight,
+        visible_weight=training.visible_weight,
+        no_replace_prob=training.no_replace_prob,
+        random_token_prob=training.random_token_prob,
+        self_cond=training.self_cond,
+        self_cond_train_prob=training.self_cond_train_prob,
+        self_token_critic=training.self_token_critic,
+        critic_loss_weight=training.critic_loss_weight,
+        critic_target=training.critic_target,
+    )
 
 
 def _batch(
@@ -256,7 +291,7 @@ def _run(
     return Run(directory, budget, describe=describe, identity=identity)
 
 
-def _averaged(net: MaskedTransformer, ema: Ema) -> MaskedTransformer:
-    averaged = MaskedTransformer(net.config).to(next(net.parameters()).device)
+def _averaged(config: TransformerConfig, training: GeneratorTraining, ema: Ema, device: torch.device) -> MaskGit:
+    averaged = _maskgit(config, training).to(device)
     ema.copy_to(averaged)
     return averaged.eval()
