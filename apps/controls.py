@@ -10,9 +10,10 @@ from maskimg.hole import Hole
 from maskimg.masking import SCHEDULES
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline
-from maskimg.sampling import ORDERS, Sampler
+from maskimg.sampling import GUIDANCE_SCHEDULES, ORDERS, Sampler
 from maskimg_apps import look, runs, tokens
 from maskimg_apps.errors import kindly
+from maskimg_apps.runs import shown_number
 from maskimg_apps.uploads import Drawing, open_upload
 
 ANYTHING = ("anything", "")
@@ -26,8 +27,9 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
     """One control for each value that `runs.read_order` reads, by its name; `label` is chosen at first."""
     recipe = pipeline.recipe if pipeline else Sampler()
     fields = pipeline.labels.names if pipeline else {}
-    has_critic = pipeline is not None and pipeline.critic is not None
+    has_critic = pipeline is not None and pipeline.generator.has_critic
     orders = [order for order in ORDERS if order != "critic" or has_critic]
+    shown = {name: shown_number(value) for name, value in vars(recipe).items()}
     controls: dict[str, Any] = {}
     first = {field: name for field, name in (label or {}).items() if name in fields.get(field, ())}
     with gr.Row(visible=bool(fields)):
@@ -40,6 +42,22 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
     with gr.Row():
         controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=130)
         controls["random_seed"] = gr.Checkbox(True, label="Random seed", min_width=130, elem_classes="mk-check")
+    if pipeline:
+        presets = [(name.capitalize(), name) for name in pipeline.presets]
+        with gr.Row():
+            controls["preset"] = gr.Dropdown(
+                [*presets, ("As set below", "")], value="", label="Quality", info="sets the rest", min_width=130
+            )
+            controls["best_of"] = gr.Slider(
+                1,
+                runs.MAX_BEST_OF,
+                value=1,
+                step=1,
+                label="Best of",
+                info="the critic chooses",
+                min_width=130,
+                visible=has_critic,
+            )
     controls["steps"] = gr.Slider(1, max(64, recipe.steps), value=recipe.steps, step=1, label="Steps")
     with gr.Row():
         controls["order"] = gr.Dropdown(
@@ -52,7 +70,7 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
         controls["guidance"] = gr.Slider(
             0,
             20,
-            value=recipe.guidance,
+            value=shown["guidance"],
             step=0.1,
             label="Guidance",
             info="1 is off",
@@ -61,15 +79,18 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
         )
     with gr.Accordion("Advanced", open=False):
         controls["schedule"] = gr.Dropdown(
-            list(SCHEDULES), value=recipe.schedule, label="Schedule", info="how fast masked tokens become fewer"
+            [*SCHEDULES] + [recipe.schedule] * (recipe.schedule not in SCHEDULES),
+            value=recipe.schedule,
+            label="Schedule",
+            info="how fast masked tokens become fewer",
         )
         controls["token_temperature"] = gr.Slider(
-            0.01, 10, value=recipe.token_temperature, step=0.01, label="Token temperature", info="lower is plainer"
+            0.001, 10, value=shown["token_temperature"], step=0.01, label="Token temperature", info="lower is plainer"
         )
         controls["choice_temperature"] = gr.Slider(
             0,
             100,
-            value=recipe.choice_temperature,
+            value=shown["choice_temperature"],
             step=0.1,
             label="Choice temperature",
             info="how freely unsure tokens stay",
@@ -83,7 +104,44 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
             info="none before this share is drawn",
             visible=bool(fields),
         )
+        controls["guidance_end"] = gr.Slider(
+            0,
+            1,
+            value=recipe.guidance_end,
+            step=0.05,
+            label="Guidance end",
+            info="none after this share is drawn",
+            visible=bool(fields),
+        )
+        controls["guidance_schedule"] = gr.Dropdown(
+            list(GUIDANCE_SCHEDULES),
+            value=recipe.guidance_schedule,
+            label="Guidance schedule",
+            info="how it grows over the steps",
+            visible=bool(fields),
+        )
+        controls["revise"] = gr.Slider(
+            0, 0.9, value=recipe.revise, step=0.05, label="Revise", info="share of drawn tokens drawn again each step"
+        )
+        controls["top_p"] = gr.Slider(
+            0.05, 1, value=recipe.top_p, step=0.05, label="Top p", info="leave the least likely codes out; 1 is off"
+        )
+    if pipeline:
+        wire_preset(pipeline, controls)
     return controls
+
+
+def wire_preset(pipeline: Pipeline, controls: Mapping[str, Any]) -> None:
+    """Choosing a quality moves the other controls to its numbers; moving one of them by hand unchooses it."""
+    names = [name for name in controls if name in vars(pipeline.recipe)]
+
+    def move(preset: str) -> list[Any]:
+        sampler = pipeline.sampler(preset or None)
+        return [shown_number(getattr(sampler, name)) for name in names]
+
+    controls["preset"].input(move, controls["preset"], [controls[name] for name in names], **QUIET)
+    for name in names:
+        controls[name].input(None, None, controls["preset"], js="() => ''", **QUIET)
 
 
 def make_buttons(word: str, pipeline: Pipeline | None, name: str) -> tuple[gr.Button, gr.Button]:

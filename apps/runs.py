@@ -22,11 +22,13 @@ from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline, expand_seeds
 from maskimg.recipe import write_png
 from maskimg.sampling import Sampler
+from maskimg.sampling import describe as describe_sampler
 from maskimg_apps import tokens
 from maskimg_apps.uploads import Drawing, open_upload
-from vqgan.images import to_pil
+from vqgan.images import heat_map, to_pil
 
 MAX_IMAGES = 16
+MAX_BEST_OF = 8
 COVERAGE = {"any pixel": 0.0, "10 %": 0.1, "25 %": 0.25, "50 %": 0.5}
 NOT_OPEN = "no picture is open: drop one on the canvas"
 NOT_PAINTED = "nothing is painted. Paint the part to redraw"
@@ -42,6 +44,7 @@ class Order:
     label: dict[str, str]
     seeds: list[int]
     sampler: Sampler
+    best_of: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ def label_key(field: str) -> str:
 
 
 def read_order(pipeline: Pipeline, values: Mapping[str, Any]) -> Order:
-    """The values of the controls as labels, seeds and a sampler.
+    """The values of the controls as labels, seeds and a sampler. A preset overrides the controls it has moved.
 
     Raises:
         ValueError: a value is missing, no number, or out of range.
@@ -67,17 +70,32 @@ def read_order(pipeline: Pipeline, values: Mapping[str, Any]) -> Order:
     label = {field: values[label_key(field)] for field in pipeline.labels.names if values.get(label_key(field))}
     count = _whole("images", values["images"], 1, MAX_IMAGES)
     seed = secrets.randbelow(SEEDS) if values["random_seed"] else _whole("seed", values["seed"], 0, SEEDS - 1)
-    sampler = dataclasses.replace(
-        pipeline.recipe,
-        steps=_whole("steps", values["steps"], 1, 1024),
-        order=values["order"],
-        schedule=values["schedule"],
-        **{name: _number(name, values[name]) for name in _NUMBERS},
-    )
-    return Order(label, expand_seeds(seed, count), sampler)
+    start = pipeline.recipe
+    changed: dict[str, Any] = {"order": values["order"], "schedule": values["schedule"]}
+    changed["steps"] = _whole("steps", values["steps"], 1, 1024)
+    changed |= {name: _number(name, values[name]) for name in _NUMBERS if name in values}
+    if "guidance_schedule" in values:
+        changed["guidance_schedule"] = values["guidance_schedule"]
+    # A list over the steps is shown as one number; it stays a list until somebody moves the slider.
+    changed = {name: value for name, value in changed.items() if value != shown_number(getattr(start, name))}
+    if "steps" in changed:
+        changed["counts"] = ()
+    if values.get("preset"):
+        start, changed = pipeline.sampler(values["preset"]), {}
+    best_of = _whole("best of", values.get("best_of", 1), 1, MAX_BEST_OF)
+    if best_of > 1 and not pipeline.generator.has_critic:
+        raise ValueError("best of needs a critic, and this model has none")
+    return Order(label, expand_seeds(seed, count), dataclasses.replace(start, **changed), best_of)
 
 
-_NUMBERS = ("guidance", "guidance_start", "token_temperature", "choice_temperature")
+_NUMBERS = (
+    "guidance", "guidance_start", "guidance_end", "token_temperature", "choice_temperature", "revise", "top_p",
+)  # fmt: skip
+
+
+def shown_number(value: Any) -> Any:
+    """What a slider shows of a number that may be a list over the steps: its mean."""
+    return round(sum(value) / len(value), 2) if isinstance(value, tuple) and value else value
 
 
 def draw(
@@ -89,7 +107,7 @@ def draw(
     unknown = hole.tokens[0].cpu().numpy() if hole else np.ones(pipeline.grid, bool)
     small = _small(pipeline, hole) if hole else None
     box = _in_tokens(pipeline, hole)
-    masked, frames = np.repeat(unknown[None], b, 0), []
+    films: list[list[str]] = []
     started, spent, elapsed = time.perf_counter(), 0.0, 0.0
     drawn: list[Image.Image] = []
 
@@ -107,29 +125,49 @@ def draw(
         ]
 
     blank = [small.image if small else None] * b
+    masked = np.repeat(unknown[None], b, 0)
     shown = tokens.panel(tiles(blank, masked, None), "nothing is drawn yet", live=True, hatch=hatch)
     yield Moment(tokens.status(f"step 0/{steps} · starting", running=True), shown)
 
-    for preview in pipeline.steps(order.label, codes=codes, seeds=order.seeds, sampler=order.sampler):
-        now = preview.masked.cpu().numpy()
-        elapsed = time.perf_counter() - started
-        last = preview.step == steps or not now.any()
-        left = elapsed / preview.step * (steps - preview.step)
-        line = f"step {preview.step}/{steps} · {elapsed:.1f} s · ~{left:.1f} s left"
-        if last or spent <= FREE_SECONDS + SHARE * elapsed:
-            began = time.perf_counter()
-            drawn = [to_pil(image) for image in pipeline.decode(preview.codes)]
-            pictures = [small.paste(each) for each in drawn] if small else drawn
-            fixed = int((unknown & ~now[0]).sum())
-            words = f"step {preview.step} of {steps}, {fixed} of {int(unknown.sum())} tokens fixed"
-            shown = tokens.panel(tiles(pictures, now, masked & ~now), words, live=True, hatch=hatch)
-            frames.append(tokens.tile(pictures[0], box, veiled=now[0], caption=f"step {preview.step}", hatch=hatch))
-            masked = now
-            spent += time.perf_counter() - began
-        yield Moment(tokens.status(line, preview.step / steps, running=True), shown)
-        if last:
-            break
+    found: list[torch.Tensor] = []
+    for candidate in range(order.best_of):
+        # Candidates of one picture are numbered in the upper half of its seed, as in `Pipeline.generate`.
+        seeds = [seed + candidate * SEEDS for seed in order.seeds]
+        words_before = f"candidate {candidate + 1}/{order.best_of} · " if order.best_of > 1 else ""
+        masked, frames = np.repeat(unknown[None], b, 0), []
+        films.append(frames)
+        for preview in pipeline.steps(order.label, codes=codes, seeds=seeds, sampler=order.sampler):
+            now = preview.masked.cpu().numpy()
+            elapsed = time.perf_counter() - started
+            last = preview.step == steps or not now.any()
+            through = (candidate + preview.step / steps) / order.best_of
+            line = f"{words_before}step {preview.step}/{steps} · {elapsed:.1f} s · "
+            line += f"~{elapsed * (1 - through) / through:.1f} s left"
+            if last or spent <= FREE_SECONDS + SHARE * elapsed:
+                began = time.perf_counter()
+                drawn = [to_pil(image) for image in pipeline.decode(preview.codes)]
+                pictures = [small.paste(each) for each in drawn] if small else drawn
+                fixed = int((unknown & ~now[0]).sum())
+                words = f"step {preview.step} of {steps}, {fixed} of {int(unknown.sum())} tokens fixed"
+                shown = tokens.panel(tiles(pictures, now, masked & ~now), words, live=True, hatch=hatch)
+                frames.append(tokens.tile(pictures[0], box, veiled=now[0], caption=f"step {preview.step}", hatch=hatch))
+                masked = now
+                spent += time.perf_counter() - began
+            yield Moment(tokens.status(line, through, running=True), shown)
+            if last:
+                found.append(preview.codes)
+                break
+    best = found[0]
+    if order.best_of > 1:
+        best = pipeline.most_believed(order.label, found)
+        drawn = [to_pil(image) for image in pipeline.decode(best)]
+        frames = next(film for film, codes in zip(films, found, strict=True) if torch.equal(codes[0], best[0]))
 
+    if pipeline.generator.has_critic:
+        chances = pipeline.doubts(order.label, best[:1]).sigmoid()[0].cpu()
+        heat = heat_map(drawn[0], chances)
+        heat = heat.crop(hole.box) if hole else heat
+        frames = [*frames, tokens.tile(heat, box, caption="critic's doubts", hatch=hatch)]
     done = f"{b} {'picture' if b == 1 else 'pictures'} in {time.perf_counter() - started:.1f} s"
     film = tokens.film(frames, f"How seed {order.seeds[0]} was drawn", hatch=hatch)
     yield Moment(tokens.status(done, 1), film, [hole.paste(each) for each in drawn] if hole else drawn)
@@ -144,7 +182,7 @@ def save(
     name = re.sub(r"[^\w.-]+", "-", pipeline.name)
     saved = []
     for seed, picture in zip(order.seeds, pictures, strict=True):
-        recipe = pipeline.recipe_for(order.label, seed, order.sampler)
+        recipe = pipeline.recipe_for(order.label, seed, order.sampler, best_of=order.best_of)
         if hole:
             recipe |= {"task": "inpaint", "tokens_redrawn": int(hole.tokens.sum())}
         path = directory / f"{name}-{seed}.png"
@@ -223,13 +261,15 @@ def describe(pipeline: Pipeline) -> list[str]:
 
 def facts(pipeline: Pipeline) -> dict[str, str]:
     """Everything the model says about itself, for the table at the foot of the page."""
-    recipe = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in dataclasses.asdict(pipeline.recipe).items()
-    )
     labels = {f"labels: {field}": ", ".join(names) for field, names in pipeline.labels.names.items()}
-    skipped = ("format", "labels", "recipe", "versions")
+    skipped = ("format", "labels", "recipe", "presets", "heads", "versions")
     about = {key: _plain(value) for key, value in pipeline.about.items() if key not in skipped}
-    return about | labels | {"recipe": recipe, "critic": "yes" if pipeline.critic is not None else "no"}
+    presets = {
+        f"preset: {name}": f"{describe_sampler(sampler)} ({sampler.forwards} forward passes)"
+        for name, sampler in pipeline.presets.items()
+    }
+    critic = {"critic": "yes" if pipeline.generator.has_critic else "no"}
+    return about | labels | {"recipe": describe_sampler(pipeline.recipe)} | presets | critic
 
 
 def _plain(value: Any) -> str:

@@ -19,7 +19,8 @@ def sample_folder(
     count: int,
     seed: int = 0,
     label: Label = None,
-    sampler: Sampler | None = None,
+    sampler: Sampler | str | None = None,
+    best_of: int = 1,
     batch_size: int = 16,
 ) -> int:
     """Draw `count` pictures with seeds seed, seed + 1, ... into FOLDER/SEED.png; returns how many were missing.
@@ -38,12 +39,13 @@ def sample_folder(
         raise ValueError(f"`{folder}` is a file, not a folder")
     pipeline.labels.encode(label)  # a wrong label is refused before anything is written
 
-    wanted = {(seed + i) % SEEDS: pipeline.recipe_for(label, (seed + i) % SEEDS, sampler) for i in range(count)}
+    seeds = [(seed + i) % SEEDS for i in range(count)]
+    wanted = {each: pipeline.recipe_for(label, each, sampler, best_of=best_of) for each in seeds}
     todo = [each for each, recipe in wanted.items() if not _already_there(folder, each, recipe)]
     with tqdm(total=len(todo), desc="sampling", unit="picture") as bar:
         for start in range(0, len(todo), batch_size):
             seeds = todo[start : start + batch_size]
-            pipeline.generate(label, seeds=seeds, sampler=sampler).save(folder)
+            pipeline.generate(label, seeds=seeds, sampler=sampler, best_of=best_of).save(folder)
             bar.update(len(seeds))
     return len(todo)
 

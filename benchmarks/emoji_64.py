@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from maskimg.evaluate import Classifier, Judge, code_usage, frechet_distance, nearest, psnr, train_judge
-from maskimg.hardware import autocast, pick_device, pick_dtype
+from maskimg.hardware import pick_device, pick_dtype
 from maskimg.pictures import Pictures, list_folder, read_pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampling import Sampler
@@ -180,7 +180,30 @@ def tokenizers(folder: Path, minutes: float, only: str) -> None:
         record("emoji-64-tokenizers", name, {"minutes": minutes, **figures})
 
 
-def draw(pipeline: Pipeline, count: int, sampler: Sampler, styles: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def bits_per_token(pipeline: Pipeline, pictures: Pictures, draws: int = 8) -> dict[str, float]:
+    """The any-order bound on held-out pictures, with their labels and without, and its standard error over pictures."""
+    unseen = pictures.part(held_out=True)
+    codes = torch.cat([pipeline.tokenizer.encode(normalize(part)) for part in unseen.pixels.split(64)])
+    figures = {"uniform": torch.tensor(float(pipeline.tokenizer.vocab_size)).log2().item()}
+    for name, labels in (("with labels", unseen.labels), ("without", None)):
+        generator = torch.Generator().manual_seed(0)
+        nats = torch.cat(
+            [
+                pipeline.running.elbo(
+                    part, labels[rows] if labels is not None else None, draws=draws, generator=generator
+                )
+                for part, rows in zip(codes.split(64), torch.arange(len(codes)).split(64), strict=True)
+            ]
+        )
+        bits = nats / codes[0].numel() / torch.tensor(2.0).log()
+        figures[name] = bits.mean().item()
+        figures[f"{name}, standard error"] = (bits.std() / len(bits) ** 0.5).item()
+    return figures
+
+
+def draw(
+    pipeline: Pipeline, count: int, sampler: Sampler, styles: bool, first_seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`count` samples evenly over the classes (and styles) -> images (n, 3, H, W), classes (n,)."""
     classes, every_style = list(pipeline.labels.names["class"]), list(pipeline.labels.names["style"])
     images = []
@@ -194,20 +217,24 @@ def draw(pipeline: Pipeline, count: int, sampler: Sampler, styles: bool) -> tupl
             for i in range(start, min(count, start + 32))
         ]
         condition = torch.cat([row for row in rows if row is not None])
-        with autocast(pipeline.device, pipeline.dtype):
-            codes = pipeline.generator.generate(
-                len(condition), condition, sampler=sampler, seeds=torch.arange(start, start + len(condition))
-            )
+        seeds = torch.arange(start, start + len(condition)) + first_seed
+        codes = pipeline.running.generate(len(condition), condition, sampler=sampler, seeds=seeds)
         images.append(pipeline.decode(codes).cpu())
     return torch.cat(images), chosen
 
 
 def sampling_figures(
-    pipeline: Pipeline, judge: Judge, pictures: Pictures, sampler: Sampler, count: int, styles: bool = False
+    pipeline: Pipeline,
+    judge: Judge,
+    pictures: Pictures,
+    sampler: Sampler,
+    count: int,
+    styles: bool = False,
+    first_seed: int = 0,
 ) -> tuple[dict[str, float], torch.Tensor]:
     """Accuracy and Fréchet distance of `count` samples; the distance is to as many training pictures a class."""
     started = time.perf_counter()
-    images, classes = draw(pipeline, count, sampler, styles)
+    images, classes = draw(pipeline, count, sampler, styles, first_seed)
     seconds = time.perf_counter() - started
     train = even(pictures.part(held_out=False), count)
     return {
@@ -255,6 +282,7 @@ def measure(folder: Path, model: str) -> None:
     train, unseen = pictures.part(held_out=False), pictures.part(held_out=True)
     field = list(pictures.fields).index("class")
     record("emoji-64", "tokenizer", tokenizer_figures(pipeline.tokenizer, pictures, judge))
+    record("emoji-64", "held-out bits per token", bits_per_token(pipeline, pictures))
 
     floor = frechet_distance(judge.features(even(train, 840)), judge.features(even(unseen, 840)))
     train_accuracy = judge.accuracy(train.pixels[:2000], train.labels[:2000, field])

@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "draw pictures into a folder",
     "inpaint": "redraw the painted part of a picture",
     "reconstruct": "a picture through the tokenizer and back",
+    "doubts": "where a model's critic doubts a picture, as a heat-map",
     "info": "what a model can do, or how a picture was made",
 }
 
@@ -216,7 +217,8 @@ def sample(parser: Parser, arguments: list[str]) -> None:
         count=given.count,
         seed=given.seed,
         label=_label(given.label),
-        sampler=_sampler(given, pipeline.recipe),
+        sampler=_sampler(given, pipeline),
+        best_of=given.best_of,
         batch_size=given.batch_size,
     )
     print(f"done: {written} new, {given.count} in all in {given.out}")
@@ -240,7 +242,8 @@ def inpaint(parser: Parser, arguments: list[str]) -> None:
         _label(given.label),
         seeds=given.seed,
         count=given.count,
-        sampler=_sampler(given, pipeline.recipe),
+        sampler=_sampler(given, pipeline),
+        best_of=given.best_of,
         coverage=given.coverage,
         grow=given.grow,
     )
@@ -268,6 +271,27 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
     print(f"done: {restored.psnr_db:.1f} dB at {restored.image.width}x{restored.image.height}, in {given.out}")
 
 
+def doubts(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("image", type=str, help="picture to judge")
+    _add_model(parser)
+    parser.add_argument("--out", type=str, required=True, help="PNG to write: the picture, redder where it looks wrong")
+    parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")
+    _add_machine(parser)
+    given = parser.parse_args(arguments)
+    from maskimg.pipeline import opened
+    from vqgan.images import heat_map, pad_square
+
+    pipeline = _pipeline(given)
+    square, box = pad_square(opened(given.image), pipeline.image_size)
+    chances = pipeline.doubts(_label(given.label), pipeline.encode(square)).sigmoid()[0].cpu()
+    heat_map(square, chances).crop(box).save(_png_path(given.out), format="PNG")
+    worst = divmod(int(chances.argmax()), chances.shape[1])
+    print(
+        f"done: tokens that look wrong: {chances.mean():.0%} expected, most of all row {worst[0] + 1}, column "
+        f"{worst[1] + 1} ({chances.max():.0%}); in {given.out}"
+    )
+
+
 def info(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("what", type=str, nargs="?", default="emoji-64", help="a model, or a PNG that maskimg made")
     given = parser.parse_args(arguments)
@@ -290,6 +314,7 @@ def _info_picture(path: str) -> None:
 
 def _info_model(name: str) -> None:
     from maskimg.pipeline import Pipeline
+    from maskimg.sampling import describe
 
     pipeline = Pipeline.from_pretrained(name, device="cpu")
     millions = {
@@ -306,7 +331,8 @@ def _info_model(name: str) -> None:
     print("parameters: " + ", ".join(f"{part} {size:.1f} million" for part, size in millions.items()))
     for field, names in pipeline.labels.names.items():
         print(f"{field}: {', '.join(names)}")
-    print("recipe: " + ", ".join(f"{key} {value}" for key, value in vars(pipeline.recipe).items()))
+    for name, sampler in {"recipe": pipeline.recipe, **pipeline.presets}.items():
+        print(f"{name} ({sampler.forwards} forwards): " + describe(sampler))
     for key in ("data", "licence", "measured", "minutes"):
         if key in pipeline.about:
             print(f"{key}: {pipeline.about[key]}")
@@ -322,17 +348,26 @@ def _add_machine(parser: Parser) -> None:
 
 
 def _add_drawing(parser: Parser) -> None:
-    """What a person may set about one drawing; a number that is not given comes from the model's recipe."""
+    """What a person may set about one drawing; what is not given comes from the preset, or the model's recipe."""
     parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")
+    parser.add_argument("--preset", type=str, help="fast, balanced or best, as the model has them")
     parser.add_argument("--steps", type=int, help="forward passes")
-    parser.add_argument("--order", type=str, help="confidence, halton, random or critic")
-    parser.add_argument("--schedule", type=str, help="cosine, linear, arccos or square")
-    parser.add_argument("--guidance", type=float, help="towards the label; 1 is off")
+    parser.add_argument("--counts", type=str, help="tokens revealed by each step, as 2,6,14,42; instead of --steps")
+    parser.add_argument("--order", type=str, help="confidence, halton, random, moment or critic")
+    parser.add_argument("--schedule", type=str, help="cosine, linear, arccos, square or beta(a, b)")
+    several = "; several, as 3,2,1, are spread over the steps"
+    parser.add_argument("--guidance", type=str, help="towards the label; 1 is off" + several)
+    parser.add_argument("--guidance-schedule", type=str, help="constant, linear or power-cosine")
+    parser.add_argument("--guidance-power", type=float, help="of power-cosine")
     parser.add_argument("--guidance-start", type=float, help="share revealed before guidance begins")
-    parser.add_argument("--token-temperature", type=float, help="of the draw; lower is plainer")
-    parser.add_argument("--choice-temperature", type=float, help="of the choice of tokens to keep")
+    parser.add_argument("--guidance-end", type=float, help="share revealed when guidance ends")
+    parser.add_argument("--token-temperature", type=str, help="of the draw; lower is plainer" + several)
+    parser.add_argument("--choice-temperature", type=str, help="of the choice of tokens to keep" + several)
     parser.add_argument("--top-k", type=int, help="draw among the k most probable codes")
     parser.add_argument("--top-p", type=float, help="draw among the fewest codes of this probability")
+    parser.add_argument("--revise", type=float, help="share of the drawn tokens that each step draws again")
+    parser.add_argument("--critic-keeps", action="store_true", help="a critic may not revise a token once kept")
+    parser.add_argument("--best-of", type=int, default=1, help="candidates of each picture; the critic keeps the best")
     _add_machine(parser)
 
 
@@ -387,12 +422,30 @@ def _pipeline(given: Namespace) -> Any:
     return Pipeline.from_pretrained(given.model, device=given.device, dtype=given.dtype)
 
 
-def _sampler(given: Namespace, recipe: Any) -> Any:
-    """The model's recipe with what was given on the command line."""
+def _sampler(given: Namespace, pipeline: Any) -> Any:
+    """The preset or the model's recipe, with what was given on the command line."""
     import dataclasses
 
-    names = [field.name for field in dataclasses.fields(recipe)]
-    return dataclasses.replace(recipe, **{name: given[name] for name in names if given.get(name) is not None})
+    start = pipeline.sampler(given.preset)
+    names = {field.name for field in dataclasses.fields(start)}
+    changed = {name: given[name] for name in names if given.get(name) is not None}
+    for name in ("counts", "guidance", "token_temperature", "choice_temperature"):
+        if name in changed:
+            changed[name] = _numbers(f"--{name.replace('_', '-')}", changed[name], whole=name == "counts")
+    if "steps" in changed:
+        changed.setdefault("counts", ())
+    if given.critic_keeps:
+        changed["critic_revises"] = False
+    return dataclasses.replace(start, **changed)
+
+
+def _numbers(option: str, text: str, *, whole: bool) -> Any:
+    """ "3" -> 3.0, "3,2,1" -> (3.0, 2.0, 1.0); always several where they are whole."""
+    try:
+        values = tuple(int(part) if whole else float(part) for part in text.split(","))
+    except ValueError:
+        raise Refused(f"{option} must be a number, or several as 3,2,1, got `{text}`") from None
+    return values[0] if len(values) == 1 and not whole else values
 
 
 def _label(given: list[str] | None) -> dict[str, str] | str | None:

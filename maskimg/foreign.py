@@ -56,10 +56,16 @@ class ForeignNet(nn.Module):
         head: Any = self.trunk.net.to_logits
         return int(head.in_features if isinstance(head, nn.Linear) else self.trunk.net.emb_dim)
 
+    @property
+    def embed_dim(self) -> int:
+        return int(getattr(self.trunk.net, "emb_dim", self.dim))
+
     def to_logits(self, features: torch.Tensor) -> torch.Tensor:
         """Features (..., d) -> logits (..., v): a logit of MASK is cut off, so it can never be drawn."""
         head: Any = self.trunk.net.to_logits if self.has_features else nn.Identity()
         logits = head(features)
+        if logits.shape[-1] - self.vocab_size not in (0, 1):
+            raise ValueError(f"expected {self.vocab_size} logits a token, or one more for MASK, got {logits.shape[-1]}")
         return logits[..., : self.vocab_size]
 
     def cross_entropy(self, features: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:

@@ -10,6 +10,7 @@ Shapes: b images, h w tokens, n = h * w, v codes, d features, f label fields, m 
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from maskimg.conditions import drop_condition, null_condition
+from maskimg.conditions import drop_condition
 from maskimg.foreign import ForeignCritic, ForeignNet
-from maskimg.masking import Schedule, elbo_weights, random_mask, schedule_named
+from maskimg.masking import Schedule, elbo_weights, masked_counts, random_mask, schedule_named
 from maskimg.sampling import Sampler, draw_codes, sample
 from maskimg.transformer import MaskedTransformer, Modulation
 
@@ -46,10 +47,10 @@ class Prepared(NamedTuple):
 class SelfConditioning(nn.Module):
     """Features (b, h, w, d) of an earlier look -> what is added to the codes' embeddings; a learned null before it."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, embed_dim: int):
         super().__init__()
         self.null_embed = nn.Parameter(torch.randn(dim))
-        self.to_self_cond = nn.Linear(dim, dim, bias=False)
+        self.to_self_cond = nn.Linear(dim, embed_dim, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.to_self_cond(features)
@@ -72,7 +73,7 @@ class MaskGit(nn.Module):
         self_cond_train_prob: share of training grids that get a first look; the others get a learned null.
         no_replace_prob: share of masked positions that keep their code in the input (and are still predicted).
         random_token_prob: share of masked positions that hold a random code in the input.
-        schedule: of training mask ratios, by name or as a function, and the default one of `generate`.
+        schedule: of training mask ratios, and the default one of `generate`: a name, or a function of r in [0, 1].
         can_mask_prev_unmasked: the default of `Sampler.critic_revises` in `generate`.
         token_critic: a network codes, condition -> logits, high where a code is wrong.
         self_token_critic: let one linear layer on the generator's own features be the critic.
@@ -131,6 +132,8 @@ class MaskGit(nn.Module):
         if critic_target not in CRITIC_TARGETS:
             raise ValueError(f"critic_target must be one of {', '.join(CRITIC_TARGETS)}, got `{critic_target}`")
         if use_simple_mdlm_loss_weight:
+            if loss_weight not in ("none", "elbo"):
+                raise ValueError("give either loss_weight or use_simple_mdlm_loss_weight, not both")
             loss_weight = "elbo"
         if loss_weight not in ("none", "elbo") and not callable(loss_weight):
             raise ValueError(f"loss_weight must be `none`, `elbo` or a function of r, got `{loss_weight}`")
@@ -146,7 +149,7 @@ class MaskGit(nn.Module):
             token_critic = ForeignCritic(token_critic)
         self.token_critic = token_critic
         self.self_critic = nn.Linear(self.net.dim, 1) if self_token_critic else None
-        self.self_cond = SelfConditioning(self.net.dim) if self_cond else None
+        self.self_cond = SelfConditioning(self.net.dim, self.net.embed_dim) if self_cond else None
         self.steps, self.schedule = steps, schedule
         self.self_cond_train_prob = self_cond_train_prob
         self.no_replace_prob, self.random_token_prob = no_replace_prob, random_token_prob
@@ -216,19 +219,21 @@ class MaskGit(nn.Module):
         # Predict the masked codes.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not only_train_critic):
             features = self._trunk(corrupted, condition, self._first_look(corrupted, condition, generator))
-            generator_loss = self._generator_loss(features, codes, masked, r)
-        if only_train_generator or not self.has_critic:
+        generator_loss = None if only_train_critic else self._generator_loss(features, codes, masked, r)
+        if generator_loss is not None and (only_train_generator or not self.has_critic):
             return Losses(generator_loss, generator_loss, None)
 
         # Fill them with draws, and let the critic say which codes are not the picture's own.
         temperature = generator_sample_temperature
         if temperature is None:
             temperature = torch.rand((), generator=generator).item()
+        elif not temperature >= 0:  # also refuses NaN
+            raise ValueError(f"generator_sample_temperature must be 0 or more, got {temperature}")
         filled = codes.masked_scatter(masked, self._draws(features.detach()[masked], temperature, generator))
         target = masked if self.critic_target == "sampled" else filled != codes
         critic_logits = self.critic_logits(filled, condition, detach=only_train_critic)
         critic_loss = F.binary_cross_entropy_with_logits(critic_logits.float(), target.float())
-        if only_train_critic:
+        if generator_loss is None:
             return Losses(critic_loss, None, critic_loss)
         return Losses(generator_loss + self.critic_loss_weight * critic_loss, generator_loss, critic_loss)
 
@@ -272,7 +277,7 @@ class MaskGit(nn.Module):
         trunk = self.net.trunk
         null = None
         if condition is not None:
-            null = trunk.modulation(null_condition(condition, self.net.label_sizes), b)
+            null = trunk.modulation(None, b)
         critic_trunk = getattr(self.token_critic, "trunk", trunk if self.self_critic is not None else None)
         critic = critic_trunk.modulation(condition, b) if critic_trunk is not None else condition
         return Prepared(trunk.modulation(condition, b), null, critic)
@@ -361,7 +366,9 @@ class MaskGit(nn.Module):
             ValueError: the sizes do not fit, or an option is out of range.
         """
         h, w = self.grid
-        single = batch_size is None and (codes is None or codes.numel() == h * w and codes.ndim == (2 - self.flat))
+        single = batch_size is None and (codes is None or tuple(codes.shape) in ((h, w), (h * w,)))
+        if single and self.flat and codes is not None and codes.ndim == 2:
+            single = False  # (1, n) is a batch of one where codes are flat
         if codes is None:
             codes = torch.full((batch_size or 1, h, w), self.mask_id, device=self.device)
         if codes.numel() % (h * w) or (codes.shape[-1] != h * w and tuple(codes.shape[-2:]) != (h, w)):
@@ -369,8 +376,12 @@ class MaskGit(nn.Module):
         codes = codes.to(self.device).reshape(-1, h, w)
         if batch_size not in (None, len(codes)):
             raise ValueError(f"batch_size is {batch_size}, but there are {len(codes)} grids to complete")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= self.mask_id:
+            raise ValueError(f"expected codes in [0, {self.mask_id}], MASK being {self.mask_id}")
         if seeds is None:
             seeds = torch.randint(0, 2**32, (len(codes),))
+        if len(seeds) != len(codes):
+            raise ValueError(f"expected a seed for each of {len(codes)} grids, got {len(seeds)}")
         if sampler is None:
             sampler = self._sampler(steps, start_temperature, filter_thres, noise_level_scale)
         modes = {module: module.training for module in self.modules()}
@@ -446,11 +457,13 @@ class MaskGit(nn.Module):
         return codes
 
     def _with_extras(self, condition: Condition, extras: dict[str, Any]) -> Condition:
-        if not extras:
-            return condition
-        if isinstance(self.net, MaskedTransformer):
+        own = isinstance(self.net, MaskedTransformer)
+        if not own and isinstance(condition, torch.Tensor):
+            raise ValueError("this network knows no labels: give what else it takes by name")
+        extras = {**(condition if isinstance(condition, dict) else {}), **extras}
+        if own and extras:
             raise ValueError(f"unknown arguments {', '.join(extras)}: this network takes codes and a condition")
-        return {**(condition if isinstance(condition, dict) else {}), **extras}
+        return extras or condition
 
     def _corrupt(self, codes: torch.Tensor, masked: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """What the network sees: MASK at masked positions, but for a share kept and a share replaced at random."""
@@ -470,7 +483,7 @@ class MaskGit(nn.Module):
         drawn = []
         for part, chance in zip(parts, u.split(len(parts[0])), strict=True):
             logits = self.to_logits(part)
-            if temperature == 0:
+            if temperature < 1e-6:  # logits divided by so little would be infinite
                 drawn.append(logits.argmax(-1))
             else:
                 drawn.append(draw_codes((logits / temperature).softmax(-1), chance))
@@ -489,9 +502,15 @@ class MaskGit(nn.Module):
             falling = [start_temperature * (steps - 1 - i) / steps for i in range(steps)]
             options["token_temperature"] = tuple(max(temperature, 0.001) for temperature in falling)
         if filter_thres is not None:
+            if not 0 <= filter_thres <= 1:
+                raise ValueError(f"filter_thres must be in [0, 1], got {filter_thres}")
             options["top_k"] = max(1, math.ceil((1 - filter_thres) * self.mask_id))
         if noise_level_scale is not None:
             options["choice_temperature"] = noise_level_scale
+        if callable(self.schedule) and steps >= 1:  # a Sampler knows schedules by name: give it the counts instead
+            n = self.grid[0] * self.grid[1]
+            left = [n, *masked_counts(torch.tensor([n]), steps, self.schedule)[0].tolist()]
+            options["counts"] = tuple(before - after for before, after in pairwise(left) if before > after)
         return Sampler(
             steps=steps,
             schedule=self.schedule if isinstance(self.schedule, str) else "cosine",

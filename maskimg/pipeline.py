@@ -6,6 +6,7 @@ script all call it.
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from PIL import Image
 from maskimg import __version__
 from maskimg.conditions import Label, LabelFields
 from maskimg.evaluate import psnr
+from maskimg.graphs import GraphedSampler
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.hole import Hole, Mask, painted_pixels, tokens_along, tokens_to_redraw
 from maskimg.maskgit import MaskGit
@@ -110,6 +112,8 @@ class Pipeline:
         self.tokenizer = tokenizer.to(self.device).eval()
         self.generator = generator.to(self.device).eval()
         self._narrow: MaskGit | None = None
+        self._graphed: GraphedSampler | None = None
+        self.graphs = self.device.type == "cuda"  # record whole generations; switched off where that fails
         self.labels = LabelFields(labels or {})
         if self.labels.sizes != generator.net.label_sizes:
             raise ValueError(
@@ -254,6 +258,9 @@ class Pipeline:
         chosen = torch.tensor([seeds] if isinstance(seeds, int) else list(seeds), device=self.device)
         if codes is None:
             codes = torch.full((len(chosen), *self.grid), self.generator.mask_id)
+        self._check_grids(codes, self.generator.mask_id)
+        if len(codes) != len(chosen):
+            raise ValueError(f"expected one seed for each of {len(codes)} grids, got {len(chosen)}")
         codes = codes.to(self.device)
         condition = self.labels.encode(label, len(chosen))
         condition = condition.to(self.device) if condition is not None else None
@@ -278,7 +285,12 @@ class Pipeline:
                 state or Step(part, torch.zeros(part.shape, device=self.device), part == self.generator.mask_id)
                 for state, part in zip(states, codes.split(size), strict=True)
             ]
-            yield Preview(i + 1, sampler.steps, *(torch.cat(parts) for parts in zip(*whole, strict=True)))
+            step = Step(*(torch.cat(parts) for parts in zip(*whole, strict=True)))
+            if i + 1 == sampler.steps and not bool(step.scores.isfinite().all()):
+                raise ValueError(
+                    f"the model's predictions are not finite in {self.dtype}: try dtype `fp32`, or train it again"
+                )
+            yield Preview(i + 1, sampler.steps, *step)
 
     # Pieces, for those who draw step by step.
 
@@ -299,7 +311,7 @@ class Pipeline:
             "task": task,
             "label": (self.labels.decode(self.labels.encode(label)) or [{}])[0],
             "seed": seed,
-            "sampler": dataclasses.asdict(self.sampler(sampler)),
+            "sampler": self.sampler(sampler).numbers(),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
         return recipe | {"best_of": best_of} if best_of > 1 else recipe
@@ -405,8 +417,8 @@ class Pipeline:
                 "format": FORMAT,
                 "name": about.get("name", Path(directory).name),
                 "labels": {field: list(names) for field, names in self.labels.names.items()},
-                "recipe": dataclasses.asdict(self.recipe),
-                "presets": {name: dataclasses.asdict(sampler) for name, sampler in self.presets.items()},
+                "recipe": self.recipe.numbers(),
+                "presets": {name: sampler.numbers() for name, sampler in self.presets.items()},
                 "heads": heads,
                 "image_size": self.image_size,
                 "versions": {"maskimg": __version__, "torch": torch.__version__},
@@ -445,7 +457,10 @@ class Pipeline:
         for candidate in range(best_of):  # numbered in the upper half of the seed; the first is the plain picture
             numbered = [seed + candidate * SEEDS for seed in seeds]
             start = codes.expand(len(seeds), -1, -1) if codes is not None else None
-            last = None
+            last = self._draw_graphed(label, numbered, self.sampler(sampler)) if start is None else None
+            if last is not None:
+                found.append(last)
+                continue
             for preview in self.steps(label, codes=start, seeds=numbered, sampler=sampler, complete=False):
                 last = preview.codes
             if last is None:
@@ -453,8 +468,34 @@ class Pipeline:
             found.append(last)
         if best_of == 1:
             return found[0]
-        doubts = torch.stack([self.doubts(label, candidate).mean((1, 2)) for candidate in found])  # (best_of, b)
-        return torch.stack(found)[doubts.argmin(0), torch.arange(len(seeds), device=doubts.device)]
+        return self.most_believed(label, found)
+
+    def _check_grids(self, codes: torch.Tensor, highest: int) -> None:
+        if codes.ndim != 3 or tuple(codes.shape[1:]) != self.grid:
+            raise ValueError(f"expected grids (b, h, w) of {self.grid} codes, got {tuple(codes.shape)}")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= highest:
+            raise ValueError(f"expected codes in [0, {highest}], got {int(codes.min())} to {int(codes.max())}")
+
+    def _draw_graphed(self, label: Label, seeds: list[int], sampler: Sampler) -> torch.Tensor | None:
+        """All-MASK grids drawn by a CUDA graph; None where there can be none."""
+        if not self.graphs or (sampler.order == "critic" and not self.generator.has_critic):
+            return None
+        condition = self.labels.encode(label, len(seeds))
+        condition = condition.to(self.device) if condition is not None else None
+        self._graphed = self._graphed or GraphedSampler(self.running)
+        try:
+            return self._graphed(condition, sampler, torch.tensor(seeds, device=self.device))
+        except RuntimeError as error:
+            self.graphs = False
+            warnings.warn(
+                f"this GPU cannot record CUDA graphs, so each step is launched on its own ({error})", stacklevel=2
+            )
+            return None
+
+    def most_believed(self, label: Label, candidates: list[torch.Tensor]) -> torch.Tensor:
+        """Of several grids (b, h, w) for each image, those that the critic doubts least on the whole."""
+        doubts = torch.stack([self.doubts(label, codes).mean((1, 2)) for codes in candidates])  # (candidates, b)
+        return torch.stack(candidates)[doubts.argmin(0), torch.arange(doubts.shape[1], device=doubts.device)]
 
     def doubts(self, label: Label, codes: torch.Tensor) -> torch.Tensor:
         """The critic's opinion of complete codes (b, h, w): (b, h, w), high where a token looks wrong.
@@ -462,6 +503,7 @@ class Pipeline:
         Raises:
             ValueError: the model has no critic.
         """
+        self._check_grids(codes, self.generator.mask_id - 1)
         condition = self.labels.encode(label, len(codes))
         condition = condition.to(self.device) if condition is not None else None
         with torch.no_grad():  # one at a time, so that no picture's rank depends on the others
@@ -487,6 +529,8 @@ def expand_seeds(seeds: int | Sequence[int], count: int) -> list[int]:
         ValueError: count is not positive.
     """
     if not isinstance(seeds, int):
+        if not len(seeds):
+            raise ValueError("give at least one seed")
         return [int(seed) % SEEDS for seed in seeds]
     if count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")

@@ -105,11 +105,18 @@ class Sampler:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got `{getattr(self, name)}`")
         schedule_named(self.schedule)
+        object.__setattr__(self, "steps", int(self.steps))
+        object.__setattr__(self, "top_k", int(self.top_k))
+        object.__setattr__(self, "counts", tuple(int(count) for count in self.counts))
 
     @property
     def forwards(self) -> int:
         """Forward passes for one image with a condition: steps, and steps with guidance once more."""
         return self.steps + sum(self.guidance_at(i) != 1 for i in range(self.steps))
+
+    def numbers(self) -> dict[str, Any]:
+        """Every field as JSON has it; `Sampler(**numbers)` is the same sampler."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
     def temperature_at(self, i: int) -> float:
         return _spread(self.token_temperature, i, self.steps)
@@ -125,7 +132,7 @@ class Sampler:
             revealed = sum(self.counts[:i]) / sum(self.counts)
         else:
             revealed = 1 - float(schedule_named(self.schedule)(torch.tensor(i / self.steps, dtype=torch.float64)))
-        if not self.guidance_start <= revealed <= self.guidance_end:
+        if not self.guidance_start - 1e-9 <= revealed <= self.guidance_end + 1e-9:
             return 1.0
         full = _spread(self.guidance, i, self.steps)
         t = i / (self.steps - 1) if self.steps > 1 else 1.0
@@ -135,6 +142,17 @@ class Sampler:
             "power-cosine": (1 - math.cos(math.pi * t**self.guidance_power)) / 2,
         }[self.guidance_schedule]
         return 1 + (full - 1) * rise
+
+
+def describe(sampler: Sampler) -> str:
+    """The numbers in words, those that are as usual left out."""
+    usual = vars(Sampler())
+    always = ("steps", "order", "schedule", "guidance")
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in vars(sampler).items()
+        if name in always or value != usual[name]
+    )
 
 
 def make_presets(recipe: Sampler, has_critic: bool) -> dict[str, Sampler]:
@@ -269,17 +287,19 @@ def sample_steps(
         plan, first: of these very codes, from `make_plan` and `first_features`, where they are at hand.
     """
     b, h, w = codes.shape
+    if not b:
+        return
     given = codes != model.mask_id
     plan = plan or make_plan((~given).sum((1, 2)), sampler, codes.device)
+    noise = Noise(seeds.to(codes.device), (h, w))
     prepared = model.prepare(condition, b)
     scores, memory = torch.zeros(b, h, w, device=codes.device), None
-    noise = Noise(seeds.to(codes.device), (h, w))
 
     for i in range(sampler.steps):
         if not plan.most_masked[i]:
             return  # every image is complete: never spend a forward that reveals nothing
         last = i + 1 == sampler.steps or not plan.most_masked[i + 1]
-        if sampler.revise and i:
+        if i and sampler.revise:
             codes = _give_back(codes, given, plan.returned[i], noise.uniform(i, REVISE), model.mask_id)
         masked = codes == model.mask_id
 
@@ -289,31 +309,30 @@ def sample_steps(
         else:
             features, memory = model.features(codes, prepared, sampler.guidance_at(i), memory)
 
-        # 2. Sample a code wherever one is missing; or, where the order is known beforehand, wherever it will be kept.
-        if sampler.order in PATHS:
-            left = mask_lowest(_path(sampler.order, noise, i).masked_fill(~masked, torch.inf), plan.after[i])
-            drawn = draw_at(model, features, masked & ~left, plan.most_revealed[i], noise, sampler, i, plan.after[i])
-        else:
-            drawn = draw_at(model, features, masked, plan.most_masked[i], noise, sampler, i, plan.after[i])
-        filled = torch.where(drawn.at, drawn.codes, codes)
-        scores = torch.where(drawn.at, drawn.logs, scores)
+        # 2. Mask schedule: so many tokens stay unknown.
+        count = plan.after[i]
 
-        # 3. Mask the least certain ones again, as many as the schedule says. Only a critic may revise what was kept.
+        # 3. Sample a code wherever one is missing; or only where it will be kept, if that is known beforehand.
+        wanted, most = masked, plan.most_masked[i]
+        if sampler.order in PATHS:
+            left = mask_lowest(_path(sampler.order, noise, i).masked_fill(~masked, torch.inf), count)
+            wanted, most = masked & ~left, plan.most_revealed[i]
+        drawn = draw_at(model, features, wanted, most, noise, sampler, i, count)
+        filled, scores = torch.where(wanted, drawn.codes, codes), torch.where(wanted, drawn.logs, scores)
+
+        # 4. Mask the least certain ones. Without a critic a token once kept stays kept.
         if sampler.order not in PATHS:
-            ranking, kept = scores, ~masked
-            if sampler.order == "moment":
-                ranking = drawn.moments
-            elif sampler.order == "critic" and (complete or not last):
+            ranking, kept = drawn.moments if sampler.order == "moment" else scores, ~masked
+            if sampler.order == "critic" and (complete or not last):
                 ranking = scores = -model.critic_logits(filled, prepared).float()
                 kept = given if sampler.critic_revises else kept
-            ranking = ranking + _choice_noise(sampler, i, noise)
-            left = mask_lowest(ranking.masked_fill(kept, torch.inf), plan.after[i])
-
+            left = mask_lowest((ranking + _choice_noise(sampler, i, noise)).masked_fill(kept, torch.inf), count)
         codes = filled.masked_fill(left, model.mask_id)
+
         if complete and sampler.order in PATHS and not last:
-            rest = draw_at(model, features, left, max(plan.most_masked[i + 1], 1), noise, sampler, i, plan.after[i])
+            rest = draw_at(model, features, left, plan.most_masked[i], noise, sampler, i, count)
             filled, scores = torch.where(left, rest.codes, filled), torch.where(left, rest.logs, scores)
-        yield Step(filled, scores, left)
+        yield Step(filled if complete else codes, scores, left)
 
 
 def sample(
@@ -327,7 +346,7 @@ def sample(
 ) -> torch.Tensor:
     """Run `sample_steps` to its end: codes (b, h, w), some MASK -> complete codes (b, h, w)."""
     first = None
-    if plan is None and codes.numel() and bool((codes == model.mask_id).all()):
+    if plan is None and len(codes) and bool((codes == model.mask_id).all()):
         first = first_features(model, condition, sampler, codes)
     for step in sample_steps(model, codes, condition, sampler, seeds, complete=False, plan=plan, first=first):
         codes = step.codes
@@ -406,9 +425,12 @@ def draw_at(
 
 
 def draw_codes(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Inverse-CDF draw: probs (..., v) fp32 and uniforms (...) on (0, 1) -> codes (...), none of probability 0."""
+    """Inverse-CDF draw: probs (..., v) fp32 and uniforms (...) on (0, 1) -> codes (...), none of probability 0.
+
+    Never MASK either, not even from NaN; `Pipeline` then says what is wrong.
+    """
     cdf = probs.cumsum(-1)
-    return torch.searchsorted(cdf, (u * cdf[..., -1])[..., None])[..., 0]
+    return torch.searchsorted(cdf, (u * cdf[..., -1])[..., None])[..., 0].clamp(max=probs.shape[-1] - 1)
 
 
 def filtered(logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:

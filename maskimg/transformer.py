@@ -56,6 +56,8 @@ class Modulation(NamedTuple):
 class Trunk(nn.Module):
     """Codes (b, h, w), some of them MASK, and a condition (b, f) -> features (b, h, w, d)."""
 
+    null: torch.Tensor
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         d = config.dim
@@ -64,6 +66,7 @@ class Trunk(nn.Module):
         self.embed = GroupedCodes(config.vocab_size, d) if grouped else Codes(config.vocab_size, d)
         self.registers = nn.Parameter(0.02 * torch.randn(config.registers, d))
         self.labels = nn.ModuleList(nn.Embedding(size + 1, d) for size in config.label_sizes)
+        self.register_buffer("null", torch.tensor(config.label_sizes, dtype=torch.int64), persistent=False)
         self.modulate = nn.Linear(d, 6 * d)
         self.blocks = nn.ModuleList(Block(d, config.heads, config.dropout) for _ in range(config.depth))
         self.final = nn.Parameter(torch.zeros(2, d))
@@ -100,12 +103,11 @@ class Trunk(nn.Module):
 
     def modulation(self, condition: torch.Tensor | None, b: int) -> Modulation:
         """Condition (b, f), None for all null. The same at every step, so a loop need call it only once."""
-        device = self.final.device
         if not self.labels:
-            c = torch.zeros(b, self.config.dim, device=device)
+            c = torch.zeros(b, self.config.dim, device=self.final.device, dtype=self.final.dtype)
         else:
             if condition is None:
-                condition = torch.tensor(self.config.label_sizes, device=device).expand(b, -1)
+                condition = self.null.expand(b, -1)
             c = torch.stack([embed(i) for embed, i in zip(self.labels, condition.unbind(1), strict=True)]).sum(0)
         return Modulation(rearrange(self.modulate(F.silu(c)), "b (six d) -> b six 1 d", six=6))
 
@@ -213,6 +215,10 @@ class MaskedTransformer(nn.Module):
         return self.config.dim
 
     @property
+    def embed_dim(self) -> int:
+        return self.config.dim
+
+    @property
     def label_sizes(self) -> tuple[int, ...]:
         return self.config.label_sizes
 
@@ -275,9 +281,10 @@ class Block(nn.Module):
         return torch.addcmul(x, F.dropout(update, self.dropout, self.training), 1 + gate2)
 
     def attend(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        qkv = rearrange(self.to_qkv(x), "b n (qkv head d) -> qkv b head n d", qkv=3, head=self.heads)
-        q, k = rotate(rms_norm(qkv[:2]), rotation)
-        return self.to_out(rearrange(attention(q, k, qkv[2]), "b head n d -> b n (head d)"))
+        qkv = rearrange(self.to_qkv(x), "b n (qkv head d) -> b n qkv head d", qkv=3, head=self.heads)
+        qk, v = rotate(rms_norm(qkv[:, :, :2]), rotation), rearrange(qkv[:, :, 2], "b n head d -> b head n d")
+        q, k = rearrange(qk, "b n qk head d -> qk b head n d")  # after the rotation: then its memory is in order
+        return self.to_out(rearrange(attention(q, k, v), "b head n d -> b n (head d)"))
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -304,7 +311,7 @@ def rms_norm(x: torch.Tensor) -> torch.Tensor:
 
 @cache
 def rotary(h: int, w: int, dim: int, registers: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and signed sines (registers + h * w, dim) of a grid's rotary positions; registers are not rotated."""
+    """Cosines and sines (registers + h * w, dim / 2) of a grid's rotary positions; registers are not rotated."""
     with torch.inference_mode(False):  # what is kept must also serve a caller who trains
         frequencies = 100.0 ** -torch.linspace(0, 1, dim // 4, device=device)
         rows = torch.arange(h, device=device)[:, None] * frequencies
@@ -312,10 +319,11 @@ def rotary(h: int, w: int, dim: int, registers: int, device: torch.device) -> tu
         angles = torch.cat((rows[:, None].expand(h, w, -1), columns[None].expand(h, w, -1)), dim=-1)
         angles = rearrange(angles, "h w d -> (h w) d")
         angles = torch.cat((angles.new_zeros(registers, dim // 2), angles))
-        return torch.cat((angles.cos(), angles.cos()), dim=-1), torch.cat((-angles.sin(), angles.sin()), dim=-1)
+        return angles.cos(), angles.sin()
 
 
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate (..., n, d) by the angles of `rotary`; the two halves of d are the two coordinates of each plane."""
-    cos, sin = (part.to(x.dtype) for part in rotation)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    """Rotate (b, n, qk, head, d) by the angles of `rotary`; the halves of d are the coordinates of each plane."""
+    cos, sin = (part.to(x.dtype)[:, None, None] for part in rotation)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)

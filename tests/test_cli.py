@@ -123,7 +123,7 @@ def test_reconstruct_and_info_answer(model, picture, tmp_path, capsys):
         (["sample", "--out", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["sample", "--out", "x", "--steps", "many"], "expected a whole number"),
         (["sample", "--out", "x", "--steps", "0"], "steps must be between 1 and 1024, got 0"),
-        (["sample", "--out", "x", "--guidance", ".nan"], "guidance must be between 0 and 20, got nan"),
+        (["sample", "--out", "x", "--guidance", "nan"], "guidance must be between 0 and 20, got nan"),
         (["sample", "--out", "x", "--order", "spiral"], "order must be one of confidence"),
         (["sample", "--out", "x", "--count", "0"], "must be 1 or more"),
         (["sample", "--out", "x", "--seed", "-1"], "seed must be between 0 and 4294967295"),

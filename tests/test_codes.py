@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import stirred, tiny_pictures
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import TOKENIZER
 from torch.utils.data import DataLoader
 
@@ -15,7 +17,7 @@ from vqgan import Tokenizer
 from vqgan.files import ModelError
 from vqgan.images import normalize
 
-DTYPES = ("uint8", "int16", "int32", "int64", "uint16")
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "int64")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,16 @@ def test_codes_of_any_integer_kind_come_out_as_int64(dtype, kind, tmp_path):
     assert window.dtype == torch.int64
     assert window.shape == (16,)
     assert torch.equal(window, torch.arange(int(window[0]), int(window[0]) + 16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray])
+def test_codes_of_any_integer_kind_are_held_against_the_vocabulary(dtype, kind):
+    """torch itself knows no largest of uint16."""
+    data = kind(np.arange(100).astype(dtype))
+    assert len(MaskedTokenDataset(data, 16, vocab_size=100)) == 6
+    with pytest.raises(DataError, match=r"expected codes in \[0, 99\), got 0 to 99"):
+        MaskedTokenDataset(data, 16, vocab_size=99)
 
 
 @pytest.mark.parametrize("length", [8, 10])
@@ -79,6 +91,18 @@ def test_grids_come_whole_in_raster_order(shape, kind):
         assert torch.equal(dataset[i].reshape(shape[1:]), torch.tensor(grids[i]))
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 30), st.integers(0, 2**31))
+def test_a_window_is_a_piece_of_the_corpus_of_exactly_so_many_codes(length, more, seed):
+    corpus = torch.randint(0, 5, (length + more,), generator=torch.Generator().manual_seed(seed))
+    dataset = MaskedTokenDataset(corpus, length, vocab_size=5)
+    assert len(dataset) == (length + more) // length
+    pieces = corpus.unfold(0, length, 1)
+    for window in dataset:
+        assert window.dtype == torch.int64
+        assert (pieces == window).all(1).any()
+
+
 def test_batches_come_from_a_loader():
     batches = list(DataLoader(MaskedTokenDataset(torch.arange(100), 8), batch_size=5, drop_last=True))
     assert [batch.shape for batch in batches] == [(5, 8), (5, 8)]
@@ -86,11 +110,13 @@ def test_batches_come_from_a_loader():
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with one core
 def test_workers_of_a_loader_do_not_repeat_each_other():
-    """Two workers of 16 windows each out of 100,000 starts: all the same by chance is out of the question."""
+    """Windows of 16 out of 100,000 starts: one in common would have a chance of 1 in 400; the seed is fixed."""
     dataset = MaskedTokenDataset(torch.arange(100_000), 4)
-    loader = iter(DataLoader(dataset, batch_size=16, num_workers=2, generator=torch.Generator().manual_seed(0)))
-    starts = [set(next(loader)[:, 0].tolist()) for _ in range(2)]
-    assert len(starts[0] & starts[1]) < 8
+    loader = DataLoader(dataset, batch_size=16, num_workers=2, generator=torch.Generator().manual_seed(0))
+    epochs = [iter(loader), iter(loader)]
+    first, second, later = (set(next(epochs[i])[:, 0].tolist()) for i in (0, 0, 1))
+    assert not first & second
+    assert not first & later  # nor does the next epoch
 
 
 @pytest.mark.parametrize(
@@ -100,6 +126,10 @@ def test_workers_of_a_loader_do_not_repeat_each_other():
         (torch.zeros(3, 4, 4, dtype=torch.int64), 15, r"expected grids of 15 codes, got \(4, 4\)"),
         (torch.zeros(20), 8, "codes must be integers, got torch.float32"),
         (np.zeros(20), 8, "codes must be integers, got float64"),
+        (torch.zeros(20, dtype=torch.bool), 8, "codes must be integers, got torch.bool"),
+        (np.zeros(20, bool), 8, "codes must be integers, got bool"),
+        (np.zeros((0, 8), int), 8, "there are no codes to train on"),
+        (torch.zeros(0, 2, 4, dtype=torch.int64), 8, "there are no codes to train on"),
         (torch.tensor([0, 1, 10] * 4), 8, r"expected codes in \[0, 10\), got 0 to 10"),
         (torch.tensor([0, -1, 3] * 4), 8, r"expected codes in \[0, 10\), got -1 to 3"),
         (np.full((2, 8), 10, np.uint8), 8, r"expected codes in \[0, 10\), got 10 to 10"),

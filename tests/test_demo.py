@@ -1,5 +1,6 @@
 """The demo without a browser: what its calls answer, what its errors say, and who may reach it."""
 
+import dataclasses
 import io
 import os
 import socket
@@ -32,6 +33,8 @@ VALUES = {
     "images": 1,
     "seed": 7,
     "random_seed": False,
+    "preset": "",
+    "best_of": 1,
     "steps": 4,
     "order": "halton",
     "guidance": 1.0,
@@ -39,6 +42,10 @@ VALUES = {
     "token_temperature": 1.0,
     "choice_temperature": 1.0,
     "guidance_start": 0.0,
+    "guidance_end": 1.0,
+    "guidance_schedule": "constant",
+    "revise": 0.0,
+    "top_p": 1.0,
 }
 
 
@@ -231,7 +238,8 @@ def test_every_step_shows_fewer_hatched_tokens_until_none_is_left(pipeline):
     assert moments[-2].panel.count("mk-veil") == 0 and moments[0].panel.count("mk-veil") == 2
     assert "16 of 16 tokens fixed" in moments[-2].panel
     assert len({moment.panel for moment in moments}) == 6
-    assert moments[-1].panel.count("<figure>") == 4  # the film
+    assert moments[-1].panel.count("<figure>") == 4 + 1  # the film, and where the critic doubts the picture
+    assert "critic&#x27;s doubts" in moments[-1].panel
 
 
 def test_a_slow_decoder_is_asked_for_few_previews(pipeline, monkeypatch):
@@ -243,12 +251,41 @@ def test_a_slow_decoder_is_asked_for_few_previews(pipeline, monkeypatch):
     assert len(decoded) == 2  # the first, and the last
 
 
-@pytest.mark.parametrize("order", ["confidence", "halton", "random", "critic"])
+@pytest.mark.parametrize("order", ["confidence", "halton", "random", "critic", "moment"])
 def test_the_demo_draws_what_the_pipeline_draws(pipeline, order):
     asked = runs.read_order(pipeline, VALUES | {"order": order, "images": 2, "guidance": 2.0, "label_class": "cat"})
     *_, last = runs.draw(pipeline, asked)
     expected = pipeline.generate({"class": "cat"}, seeds=7, count=2, sampler=asked.sampler)
     assert [image.tobytes() for image in last.pictures or []] == [image.tobytes() for image in expected.images]
+
+
+def test_best_of_shows_the_candidate_that_the_pipeline_chooses(pipeline):
+    asked = runs.read_order(pipeline, VALUES | {"images": 2, "best_of": 3, "label_class": "cat"})
+    *running, last = runs.draw(pipeline, asked)
+    expected = pipeline.generate({"class": "cat"}, seeds=7, count=2, sampler=asked.sampler, best_of=3)
+    assert [image.tobytes() for image in last.pictures or []] == [image.tobytes() for image in expected.images]
+    assert "candidate 3/3" in running[-1].status
+
+
+def test_best_of_needs_a_critic():
+    with pytest.raises(ValueError, match="best of needs a critic"):
+        runs.read_order(tiny_pipeline(labels=False, critic=False), VALUES | {"best_of": 2})
+
+
+def test_a_quality_is_the_models_preset_whatever_the_sliders_say(pipeline):
+    assert runs.read_order(pipeline, VALUES | {"preset": "fast"}).sampler == pipeline.presets["fast"]
+    with pytest.raises(ValueError, match="there is no preset `superb`; there is fast, balanced, best"):
+        runs.read_order(pipeline, VALUES | {"preset": "superb"})
+
+
+def test_a_list_over_the_steps_stays_one_until_its_slider_is_moved():
+    pipeline = tiny_pipeline()
+    pipeline.recipe = dataclasses.replace(pipeline.recipe, guidance=(1.0, 2.0, 3.0), counts=(1, 2, 6, 7))
+    shown = VALUES | {"guidance": 2.0}
+    assert runs.read_order(pipeline, shown).sampler.guidance == (1.0, 2.0, 3.0)
+    assert runs.read_order(pipeline, shown).sampler.counts == (1, 2, 6, 7)
+    moved = runs.read_order(pipeline, shown | {"guidance": 2.5, "steps": 5}).sampler
+    assert (moved.guidance, moved.steps, moved.counts) == (2.5, 5, ())
 
 
 def test_inpainting_in_the_demo_is_inpainting_in_the_pipeline(pipeline, tmp_path):
@@ -265,7 +302,7 @@ def test_a_model_without_labels_and_critic_has_a_page_too():
     bare = tiny_pipeline(labels=False, critic=False)
     page = demo.build(bare)
     choices = [block.choices for block in page.blocks.values() if getattr(block, "label", None) == "Order"]
-    assert choices == [[(order, order) for order in ("confidence", "halton", "random")]] * 2
+    assert choices == [[(order, order) for order in ("confidence", "halton", "random", "moment")]] * 2
     *_, last = runs.draw(bare, runs.read_order(bare, VALUES))
     assert last.pictures and last.pictures[0].size == (16, 16)
 

@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 
 from maskimg.cli import main
+from maskimg.recipe import read_recipe
 from vqgan import load_image
 
 QUICK = [
-    "--preset", "cpu", "--size", "16", "--versions", "2",
+    "--preset", "cpu", "--size", "16", "--versions", "2", "--tokenizer_training.classifier_steps", "30",
     "--tokenizer.channels", "[16,16]", "--tokenizer_budget.minutes", "null", "--tokenizer_budget.steps", "60",
     "--generator.dim", "64", "--generator.heads", "2", "--generator.depth", "2", "--generator.critic_depth", "1",
     "--generator_training.batch_size", "32", "--generator_budget.minutes", "null", "--generator_budget.steps", "60",
@@ -53,16 +54,22 @@ def test_a_rerun_of_train_finds_everything_finished(trained, folder, capsys):
     assert json.loads((trained / "pipeline.json").read_text())["measured"] == before
 
 
-def test_the_trained_model_samples_inpaints_and_reconstructs(trained, folder, tmp_path, capsys):
+def test_the_trained_model_samples_inpaints_reconstructs_and_doubts(trained, folder, tmp_path, capsys):
     main(["sample", "--model", str(trained), "--out", str(tmp_path / "out"), "--count", "3", "--label", "circle"])
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    options = ["--preset", "fast", "--best-of", "2", "--label", "square"]
+    main(["sample", "--model", str(trained), "--out", str(tmp_path / "best"), "--count", "2", *options])
+    recipe = read_recipe(tmp_path / "best" / "000001.png")
+    assert (recipe["best_of"], recipe["sampler"]["steps"], recipe["label"]) == (2, 8, {"class": "square"})
+
     picture = next((folder / "square").glob("*.png"))
     Image.new("L", (16, 16), 255).save(tmp_path / "mask.png")
     main(
         ["inpaint", str(picture), str(tmp_path / "mask.png"), "--model", str(trained), "--out", str(tmp_path / "a.png")]
     )
     main(["reconstruct", str(picture), "--model", str(trained), "--out", str(tmp_path / "b.png")])
-    assert load_image(tmp_path / "a.png").size == load_image(tmp_path / "b.png").size == (16, 16)
+    main(["doubts", str(picture), "--model", str(trained), "--out", str(tmp_path / "c.png"), "--label", "square"])
+    assert {load_image(tmp_path / f"{name}.png").size for name in "abc"} == {(16, 16)}
 
 
 def test_the_stages_one_by_one_give_a_model_too(folder, tmp_path, capsys):

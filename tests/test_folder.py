@@ -4,11 +4,25 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import tiny_cache
 from PIL import Image
+from tiny import TOKENIZER
 
 from maskimg.codes import CodeCache
-from maskimg.training.folder import PRESETS, commonest_label, plan_for, usual_side, working_directory
+from maskimg.sampling import Sampler
+from maskimg.training.folder import (
+    PRESETS,
+    NetworkSize,
+    Plan,
+    commonest_label,
+    generator_stage,
+    plan_for,
+    usual_side,
+    working_directory,
+)
+from maskimg.training.generator import GeneratorTraining
 from maskimg.training.run import Budget
+from vqgan import Tokenizer
 
 
 @pytest.mark.parametrize(
@@ -58,6 +72,21 @@ def test_labels_bring_guidance_and_a_classifier_to_judge_by():
         "classifier",
         "random",
     )
+
+
+@pytest.mark.parametrize("judge", ["self", "external", "none"])
+def test_a_critic_is_trained_where_it_is_wanted_and_the_generator_is_not_its_own(judge, tmp_path):
+    plan = Plan(
+        generator=NetworkSize(dim=32, depth=1, heads=2, critic_depth=0 if judge == "none" else 1),
+        generator_training=GeneratorTraining(batch_size=4, self_token_critic=judge == "self"),
+        generator_budget=Budget(steps=2),
+        critic_budget=Budget(steps=2),
+        recipe=Sampler(steps=2),
+    )
+    pipeline = generator_stage(tiny_cache(), Tokenizer(TOKENIZER), plan, tmp_path, device="cpu", dtype="fp32")
+    assert (pipeline.critic is not None) == (judge == "external") == (tmp_path / "critic").is_dir()
+    assert pipeline.generator.has_critic == (judge != "none")
+    assert (tmp_path / "generator" / "samples.png").is_file()
 
 
 def test_the_usual_side_ignores_what_cannot_be_read(tmp_path):

@@ -6,15 +6,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import differing
+from helpers import differing, tiny_net
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from tiny import LABELS, NETWORK, tiny_pipeline
+from torch import nn
 
-from maskimg.pipeline import Pipeline, expand_seeds
+from maskimg.maskgit import MaskGit
+from maskimg.noise import SEEDS
+from maskimg.pipeline import Pipeline, Preview, expand_seeds
 from maskimg.recipe import describe, read_recipe, write_png
-from maskimg.sampling import Sampler
+from maskimg.sampling import Sampler, make_presets
 from maskimg.transformer import MaskedTransformer
 from vqgan import ImageError, Tokenizer
 from vqgan.files import ModelError, write_json, write_manifest
@@ -129,6 +132,48 @@ def test_a_grid_without_a_hole_needs_no_step(pipeline):
     assert list(pipeline.steps(codes=torch.zeros(2, 4, 4, dtype=torch.int64), seeds=[0, 1])) == []
 
 
+HOLES = torch.tensor([16, 4, 0, 12])  # unknown tokens of four images
+
+
+def _grids(pipeline: Pipeline) -> torch.Tensor:
+    """Four grids, each with another hole."""
+    known = torch.arange(64).reshape(4, 4, 4)
+    hole = torch.arange(16).reshape(4, 4) * 7 % 16 < HOLES[:, None, None]
+    return known.masked_fill(hole, pipeline.generator.mask_id)
+
+
+@pytest.mark.parametrize("order", ["halton", "critic", "confidence"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_images_with_holes_of_any_size_are_drawn_side_by_side(pipeline, order, complete):
+    """The image without a hole and those that are finished early stay as they are until the last one is."""
+    codes, sampler = _grids(pipeline), Sampler(steps=6, order=order, schedule="linear")
+    previews = list(pipeline.steps("cat", codes=codes, seeds=[5, 6, 7, 8], sampler=sampler, complete=complete))
+    assert len(previews) == 6
+    for preview in previews:
+        assert {preview.codes.shape, preview.scores.shape, preview.masked.shape} == {(4, 4, 4)}
+        assert (preview.codes[~preview.masked] < 64).all()
+        assert not complete or (preview.codes < 64).all()
+        assert torch.equal(preview.codes[codes < 64], codes[codes < 64])
+    left = [preview.masked.sum((1, 2)).tolist() for preview in previews]
+    assert left == [[13, 3, 0, 10], [11, 2, 0, 8], [8, 1, 0, 6], [5, 0, 0, 4], [3, 0, 0, 2], [0, 0, 0, 0]]
+
+    # Each is what it is alone.
+    for i, hole in enumerate(HOLES):
+        alone = list(pipeline.steps("cat", codes=codes[i : i + 1], seeds=5 + i, sampler=sampler, complete=complete))
+        assert len(alone) == (6 if hole > 4 else hole)
+        assert torch.equal(alone[-1].codes[0] if alone else codes[i], previews[-1].codes[i])
+
+
+def test_showing_complete_grids_changes_no_picture(pipeline):
+    for order in ("halton", "moment", "critic"):
+        whole, plain = (
+            list(pipeline.steps("bug", seeds=[1, 2], sampler=Sampler(steps=4, order=order), complete=complete))
+            for complete in (True, False)
+        )
+        assert torch.equal(whole[-1].codes, plain[-1].codes)
+        assert all(torch.equal(one.masked, other.masked) for one, other in zip(whole, plain, strict=True))
+
+
 def test_parts_that_do_not_belong_together_are_refused():
     one = tiny_pipeline()
     other = MaskedTransformer(dataclasses.replace(NETWORK, vocab_size=60))
@@ -136,6 +181,160 @@ def test_parts_that_do_not_belong_together_are_refused():
         Pipeline(one.tokenizer, other, labels=LABELS, device="cpu", dtype="fp32")
     with pytest.raises(ValueError, match=r"the generator knows \(3, 2\) labels per field, but \(\) are named"):
         Pipeline(one.tokenizer, one.generator.net, device="cpu", dtype="fp32")
+
+
+class Foreign(nn.Module):
+    """A network as other libraries have them: flat codes (b, n) -> logits (b, n, v)."""
+
+    num_tokens, max_seq_len = 65, 16
+
+    def forward(self, codes):
+        return torch.zeros(*codes.shape, 65)
+
+
+def test_a_network_that_cannot_be_saved_is_refused():
+    with pytest.raises(ValueError, match="a pipeline needs a MaskedTransformer and, if any, a TokenCritic"):
+        Pipeline(tiny_pipeline().tokenizer, MaskGit(Foreign(), mask_id=64), device="cpu", dtype="fp32")
+
+
+# ----------------------------------------------------------------------------- presets
+
+
+def test_a_preset_may_be_named_wherever_a_sampler_may_be_given(pipeline):
+    fast = pipeline.presets["fast"]
+    assert pipeline.sampler("fast") == fast != pipeline.recipe
+    assert pipeline.sampler(None) == pipeline.presets["balanced"] == pipeline.recipe
+    named, given_whole = (pipeline.generate("cat", seeds=3, sampler=sampler) for sampler in ("fast", fast))
+    assert torch.equal(named.codes, given_whole.codes)
+    assert named.recipes == given_whole.recipes == [pipeline.recipe_for("cat", 3, "fast")]
+    assert Sampler(**named.recipes[0]["sampler"]) == fast
+    assert len(list(pipeline.steps("cat", sampler="fast"))) == fast.steps
+    painted = pipeline.inpaint(_photo((16, 16)), _paint((16, 16), (0, 0, 8, 8)), sampler="best")
+    assert Sampler(**painted.recipes[0]["sampler"]) == pipeline.presets["best"]
+
+
+def test_a_preset_that_does_not_exist_is_answered_with_those_that_do(pipeline):
+    for ask in (pipeline.generate, lambda sampler: list(pipeline.steps(sampler=sampler))):
+        with pytest.raises(ValueError, match="there is no preset `quick`; there is fast, balanced, best"):
+            ask(sampler="quick")
+
+
+def test_a_model_keeps_its_own_presets(tmp_path):
+    parts = tiny_pipeline()
+    mine = {"fast": Sampler(steps=2, order="random"), "sketch": Sampler(counts=(4, 12), guidance=(1.0, 2.5))}
+    own = Pipeline(parts.tokenizer, parts.generator, labels=LABELS, recipe=Sampler(steps=3), presets=mine, device="cpu")
+    assert own.presets == {**make_presets(Sampler(steps=3), has_critic=True), **mine}
+    own.save_pretrained(tmp_path / "model")
+    assert _load(tmp_path / "model").presets == own.presets
+    about = json.loads((tmp_path / "model" / "pipeline.json").read_text())
+    assert about["presets"]["sketch"]["guidance"] == [1.0, 2.5]
+
+
+def test_a_model_from_before_presets_gets_the_usual_ones(saved, tmp_path):
+    directory = _copy(saved, tmp_path)
+    about = json.loads((directory / "pipeline.json").read_text())
+    del about["presets"], about["heads"]
+    write_json(directory / "pipeline.json", about)
+    write_manifest(directory)
+    assert _load(directory).presets == make_presets(Sampler(steps=4), has_critic=True)
+
+
+# ----------------------------------------------------------------------------- the critic's opinion
+
+
+def _candidates(pipeline: Pipeline, label: str, seed: int, count: int) -> list[Preview]:
+    """The finished candidates of one picture: they are numbered in the upper half of its seed."""
+    return [list(pipeline.steps(label, seeds=seed + i * SEEDS, complete=False))[-1] for i in range(count)]
+
+
+def test_doubts_are_the_critics_logits_for_each_token(pipeline):
+    codes = pipeline.generate("cat", seeds=1, count=3).codes
+    doubts = pipeline.doubts("cat", codes)
+    assert (doubts.shape, doubts.dtype) == ((3, 4, 4), torch.float32)
+    condition = pipeline.labels.encode("cat", 3)
+    with torch.no_grad():
+        torch.testing.assert_close(doubts, pipeline.critic(codes, condition), rtol=1e-4, atol=1e-5)
+    assert torch.equal(doubts[1:2], pipeline.doubts("cat", codes[1:2]))
+    assert not torch.allclose(doubts, pipeline.doubts("bug", codes))
+
+
+def test_the_best_of_one_is_the_plain_picture(pipeline):
+    plain, best = pipeline.generate("cat", seeds=4, count=2), pipeline.generate("cat", seeds=4, count=2, best_of=1)
+    assert torch.equal(plain.codes, best.codes)
+    assert plain.recipes == best.recipes
+    assert "best_of" not in best.recipes[0]
+    assert torch.equal(_candidates(pipeline, "cat", 4, 1)[0].codes[0], plain.codes[0])
+
+
+def test_the_best_of_several_is_the_one_that_the_critic_doubts_least(pipeline):
+    result = pipeline.generate("cat", seeds=10, count=6, best_of=4)
+    chosen = []
+    for i in range(6):
+        candidates = [preview.codes[0] for preview in _candidates(pipeline, "cat", 10 + i, 4)]
+        assert len({tuple(codes.flatten().tolist()) for codes in candidates}) == 4
+        doubts = [pipeline.doubts("cat", codes[None]).mean().item() for codes in candidates]
+        chosen.append(doubts.index(min(doubts)))
+        assert torch.equal(result.codes[i], candidates[chosen[-1]])
+    assert len(set(chosen)) > 1
+
+
+def test_a_recipe_with_candidates_draws_the_same_file_again(pipeline, tmp_path):
+    paths = pipeline.generate("bug", seeds=7, count=3, best_of=3).save(tmp_path / "first")
+    for path in paths:
+        recipe = read_recipe(path)
+        assert recipe["best_of"] == 3
+        again = pipeline.generate(
+            recipe["label"], seeds=recipe["seed"], sampler=Sampler(**recipe["sampler"]), best_of=recipe["best_of"]
+        )
+        assert again.save(tmp_path / "again")[0].read_bytes() == path.read_bytes()
+
+
+def test_a_hole_may_have_candidates_too(pipeline):
+    photo, mask = _photo((16, 16)), _paint((16, 16), (4, 4, 12, 12))
+    plain, best = (pipeline.inpaint(photo, mask, "cat", seeds=2, count=4, grow=0, best_of=n) for n in (1, 3))
+    known = ~pipeline.hole(photo, mask, grow=0).tokens[0]
+    assert torch.equal(best.codes[:, known], plain.codes[:, known])
+    assert best.recipes[0]["best_of"] == 3
+    doubts = [pipeline.doubts("cat", result.codes).mean((1, 2)) for result in (plain, best)]
+    assert (doubts[1] <= doubts[0]).all()
+    assert (doubts[1] < doubts[0]).any()
+
+
+def test_candidates_and_doubts_need_a_critic():
+    pipeline = tiny_pipeline(critic=False)
+    with pytest.raises(ValueError, match="best_of needs a critic, and this model has none"):
+        pipeline.generate(best_of=2)
+    with pytest.raises(ValueError, match="this model has no critic"):
+        pipeline.doubts(None, torch.zeros(1, 4, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="best_of must be 1 or more, got 0"):
+        pipeline.generate(best_of=0)
+
+
+# ----------------------------------------------------------------------------- number formats
+
+
+def test_pictures_are_drawn_with_weights_in_bf16_and_the_model_stays_exact(tmp_path):
+    pipeline, exact = tiny_pipeline(dtype="bf16"), tiny_pipeline()
+    pipeline.generate("cat", sampler=Sampler(steps=3, order="critic"), best_of=2)
+    assert {parameter.dtype for parameter in pipeline.running.parameters()} == {torch.bfloat16}
+    assert pipeline.running is pipeline.running
+    assert {parameter.dtype for parameter in pipeline.generator.parameters()} == {torch.float32}
+    pipeline.save_pretrained(tmp_path / "model")
+    assert differing(_load(tmp_path / "model").generator, exact.generator) == []
+
+
+def test_in_fp32_there_is_no_second_copy_of_the_weights(pipeline):
+    assert pipeline.running is pipeline.generator
+
+
+@pytest.mark.parametrize("order", ["confidence", "halton", "critic", "moment"])
+def test_bf16_moves_few_codes(order):
+    """Rounding to 8 bits turns a draw where chance falls near a border; then what follows may differ too."""
+    sampler = Sampler(steps=4, order=order, guidance=2.0)
+    exact, rounded = (
+        tiny_pipeline(dtype=dtype).generate("cat", count=16, sampler=sampler).codes for dtype in ("fp32", "bf16")
+    )
+    assert (exact == rounded).double().mean() > 0.5
 
 
 # ----------------------------------------------------------------------------- inpainting
@@ -356,6 +555,32 @@ def test_a_saved_model_draws_the_same_pictures(tmp_path, options):
     assert len(again.generate(seeds=4).recipes[0]["model_sha256"]) == 64
 
 
+@pytest.mark.parametrize("options", [{"self_cond": True}, {"self_token_critic": True}, None])
+def test_the_small_heads_of_a_model_are_saved_with_it(tmp_path, options):
+    """None: both, drawn in the order `critic`."""
+    options = options or {"self_cond": True, "self_token_critic": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = MaskGit(tiny_net(NETWORK), **options)
+    pipeline = Pipeline(
+        tiny_pipeline().tokenizer,
+        generator,
+        labels=LABELS,
+        recipe=Sampler(steps=4, guidance=1.5, order="critic" if generator.has_critic else "halton"),
+        device="cpu",
+        dtype="fp32",
+    )
+    pipeline.save_pretrained(tmp_path / "model")
+    again = _load(tmp_path / "model")
+    assert set(again.generator.heads) == {name.replace("self_token", "self") for name in options}
+    assert differing(again.generator, generator) == []
+    assert not (tmp_path / "model" / "critic").exists()
+    assert torch.equal(again.generate("cat", count=2).codes, pipeline.generate("cat", count=2).codes)
+    if generator.has_critic:
+        results = [one.generate("cat", count=2, best_of=3).codes for one in (again, pipeline)]
+        assert torch.equal(*results)
+
+
 def test_a_saved_model_can_be_saved_again(saved, tmp_path):
     _load(saved).save_pretrained(tmp_path / "again")
     assert differing(_load(tmp_path / "again").generator, _load(saved).generator) == []
@@ -413,6 +638,8 @@ def test_one_flipped_bit_anywhere_in_a_model_is_noticed(saved, tmp_path, name):
         ({"recipe": None}, r"` does not fit this version"),
         ({"recipe": {"steps": 4, "magic": 1}}, r"` does not fit this version \(.*magic"),
         ({"recipe": {"steps": 0}}, "steps must be between 1 and 1024"),
+        ({"presets": {"fast": {"steps": 0}}}, "steps must be between 1 and 1024"),
+        ({"presets": {"fast": {"magic": 1}}}, r"` does not fit this version \(.*magic"),
         ({"labels": {"class": ["one"]}}, "labels per field"),
     ],
 )
@@ -440,3 +667,34 @@ def test_a_model_that_is_nowhere_is_reported(tmp_path):
     for name in ("no-such-model", tmp_path / "nowhere"):
         with pytest.raises(ModelError, match="there is no model directory"):
             _load(name)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (torch.full((1, 4, 5), 64), r"expected grids \(b, h, w\) of \(4, 4\) codes, got \(1, 4, 5\)"),
+        (torch.full((4, 4), 64), r"expected grids \(b, h, w\) of \(4, 4\) codes, got \(4, 4\)"),
+        (torch.full((3, 4, 4), 64), "expected one seed for each of 3 grids, got 1"),
+        (torch.full((1, 4, 4), 65), r"expected codes in \[0, 64\], got 65 to 65"),
+    ],
+)
+def test_grids_that_do_not_fit_are_refused(codes, message):
+    with pytest.raises(ValueError, match=message):
+        list(tiny_pipeline().steps(codes=codes, seeds=1))
+
+
+def test_the_critic_judges_complete_grids_only():
+    with pytest.raises(ValueError, match=r"expected codes in \[0, 63\]"):
+        tiny_pipeline().doubts(None, torch.full((1, 4, 4), 64))
+
+
+def test_a_drawing_needs_a_seed():
+    with pytest.raises(ValueError, match="give at least one seed"):
+        tiny_pipeline().generate(seeds=[])
+
+
+def test_predictions_that_are_not_finite_are_reported():
+    pipeline = tiny_pipeline()
+    next(pipeline.net.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="predictions are not finite"):
+        pipeline.generate()

@@ -65,8 +65,17 @@ def test_its_sampling_loop_is_the_code():
     (excerpt,) = (block for block in blocks("python") if block.startswith("for i in range(sampler.steps)"))
     comments = [line.strip() for line in excerpt.splitlines() if line.strip().startswith("# ")]
     assert len(comments) == 4
-    for line in [*comments, "codes = torch.where(mask, draw(probs, u), codes)", "yield Step(codes, scores, mask)"]:
+    statements = ["codes = filled.masked_fill(left, model.mask_id)", "yield Step(filled if complete else codes, scores, left)"]
+    for line in [*comments, *statements]:
         assert line in source
+
+
+def test_its_way_over_from_x_transformers_runs():
+    (code,) = (block for block in blocks("python") if block.startswith("import torch\nfrom x_transformers"))
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["codes"].shape == (4, 64)
+    assert 0 <= names["codes"].min() <= names["codes"].max() < 256
 
 
 def test_its_tree_names_files_that_exist():

@@ -1,6 +1,7 @@
 """The three trainings, on tiny networks: they learn, stop, and go on as if they had never stopped."""
 
 import dataclasses
+import inspect
 import math
 
 import pytest
@@ -8,18 +9,20 @@ import torch
 from helpers import differing, stopped_at, tiny_cache, tiny_net, tiny_pictures
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
-from tiny import NETWORK, TOKENIZER
+from tiny import LABELS, NETWORK, TOKENIZER
 from torch import nn
 
 from maskimg.codes import CodeCache, encode_pictures
 from maskimg.evaluate import psnr
 from maskimg.maskgit import MaskGit
 from maskimg.pictures import Pictures
+from maskimg.pipeline import Pipeline
+from maskimg.sampling import Sampler
 from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
 from maskimg.training.run import Budget, Run, TrainingError
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
-from maskimg.transformer import TransformerConfig
-from vqgan import TokenizerConfig
+from maskimg.transformer import MaskedTransformer, TransformerConfig
+from vqgan import Tokenizer, TokenizerConfig
 from vqgan.files import ModelError
 from vqgan.images import load_image, normalize, to_tensor
 
@@ -42,7 +45,9 @@ def _generator(directory, config=NETWORK, cache=None, decode=None, **changes) ->
 
 def _critic(directory, **changes) -> tuple[nn.Module, Run]:
     training = GeneratorTraining(batch_size=8, **changes)
-    return train_critic(tiny_cache(), tiny_net(NETWORK), NETWORK, training, Budget(steps=STEPS), directory, **ON_CPU)
+    return train_critic(
+        tiny_cache(), MaskGit(tiny_net(NETWORK)), NETWORK, training, Budget(steps=STEPS), directory, **ON_CPU
+    )
 
 
 def _checkpoint(run: Run) -> dict[str, torch.Tensor]:
@@ -67,7 +72,19 @@ STAGES = {
         path, dataclasses.replace(NETWORK, label_sizes=()), tiny_cache(labels=False)
     ),
     "generator with dropout": lambda path: _generator(path, dataclasses.replace(NETWORK, dropout=0.1)),
+    "generator that looks at itself and judges itself": lambda path: _generator(
+        path, self_cond=True, self_token_critic=True
+    ),
+    "generator with what training may add": lambda path: _generator(
+        path,
+        schedule="beta(12, 3)",
+        label_smoothing=0.1,
+        visible_weight=0.1,
+        no_replace_prob=0.1,
+        random_token_prob=0.1,
+    ),
     "critic": lambda path: _critic(path),
+    "critic of what was sampled": lambda path: _critic(path, critic_target="sampled"),
 }
 
 
@@ -203,6 +220,141 @@ def test_what_is_held_out_is_judged_with_the_same_masks_each_time():
     assert math.isnan(held_out_loss(model, tiny_cache(held_out=0).part(held_out=True)))
 
 
+def test_what_is_held_out_is_judged_without_what_training_adds():
+    """And the model is left as it was."""
+    options = {"label_smoothing": 0.3, "no_replace_prob": 0.4, "random_token_prob": 0.4, "visible_weight": 0.5}
+    unseen = tiny_cache().part(held_out=True)
+    plain = held_out_loss(MaskGit(tiny_net(NETWORK)).eval(), unseen)
+    model = MaskGit(tiny_net(NETWORK), self_token_critic=True, **options).eval()
+    assert held_out_loss(model, unseen) == pytest.approx(plain, rel=1e-6)
+    assert {name: getattr(model, name) for name in options} == options
+    # Another schedule makes other masks.
+    assert held_out_loss(MaskGit(tiny_net(NETWORK), schedule="linear").eval(), unseen) != plain
+
+
+def test_every_option_of_the_objective_reaches_the_model(tmp_path):
+    """A field of GeneratorTraining that is named as an argument of MaskGit is that argument."""
+    options = {
+        "schedule": "square",
+        "condition_drop": 0.3,
+        "label_smoothing": 0.1,
+        "loss_weight": "elbo",
+        "no_replace_prob": 0.2,
+        "random_token_prob": 0.25,
+        "self_cond": True,
+        "self_cond_train_prob": 0.4,
+        "self_token_critic": True,
+        "critic_loss_weight": 0.6,
+        "critic_target": "sampled",
+    }
+    fields = {field.name for field in dataclasses.fields(GeneratorTraining)}
+    assert fields & set(inspect.signature(MaskGit).parameters) == {*options, "visible_weight"}
+    assert all(value != getattr(GeneratorTraining(), name) for name, value in options.items())
+
+    model, _ = _generator(tmp_path / "run", **options)
+    assert set(model.heads) == {"self_cond", "self_critic"}
+    kept = options.keys() - {"self_cond", "self_token_critic"}
+    assert {name: getattr(model, name) for name in kept} == {name: options[name] for name in kept}
+    model, _ = _generator(tmp_path / "other", visible_weight=0.3)
+    assert model.visible_weight == 0.3
+    judged = MaskGit(tiny_net(NETWORK))
+    train_critic(
+        tiny_cache(), judged, NETWORK, GeneratorTraining(critic_target="sampled"), Budget(steps=1), tmp_path / "critic",
+        **ON_CPU,
+    )  # fmt: skip
+    assert judged.critic_target == "sampled"
+
+
+def test_a_critic_learns_from_the_generator_as_it_will_be_used(tmp_path):
+    """Without dropout, although it is in training."""
+    net = tiny_net(dataclasses.replace(NETWORK, dropout=0.5))
+    modes = []
+    net.trunk.register_forward_pre_hook(lambda *_: modes.append({module.training for module in net.modules()}))
+    train_critic(
+        tiny_cache(), MaskGit(net), NETWORK, GeneratorTraining(batch_size=8), Budget(steps=2), tmp_path / "run",
+        **ON_CPU,
+    )  # fmt: skip
+    assert modes == [{False}, {False}]
+
+
+HEADS = {"self_cond": "self_cond", "self_critic": "self_token_critic"}  # by the option that makes each
+OPTIONS = [
+    {"self_cond": True},
+    {"self_token_critic": True},
+    {"self_cond": True, "self_token_critic": True, "self_cond_train_prob": 0.5, "critic_loss_weight": 0.5},
+    {"loss_weight": "elbo", "schedule": "linear"},
+    {"schedule": "beta(12, 3)"},
+    {"schedule": "truncated_normal(0.55, 0.25, 0.5)", "visible_weight": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_generator_trained_in_other_ways_is_saved_whole_and_draws_the_same_again(tmp_path, options):
+    """The networks' directories, and `heads` where there are parts that belong to neither."""
+    model, run = _generator(tmp_path / "run", **options)
+    assert run.finished
+    assert set(model.heads) == {name for name in ("self_cond", "self_critic") if options.get(HEADS[name])}
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+    order = "critic" if model.has_critic else "confidence"
+    pipeline = Pipeline(
+        Tokenizer(TOKENIZER), model, labels=LABELS, recipe=Sampler(steps=4, order=order, guidance=2.0), **ON_CPU
+    )
+    pipeline.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "heads").is_dir() == bool(model.heads)
+    again = Pipeline.from_pretrained(tmp_path / "model", **ON_CPU)
+    assert differing(again.generator, model) == []
+    assert again.generator.has_critic == model.has_critic
+    first, second = (one.generate("bug", seeds=[3, 4]).codes for one in (pipeline, again))
+    assert torch.equal(first, second)
+    if model.has_critic:
+        assert torch.equal(pipeline.doubts("bug", first), again.doubts("bug", first))
+
+
+@pytest.mark.parametrize("options", [{"self_cond": True}, {"self_token_critic": True}])
+def test_heads_are_trained_and_averaged_with_the_network(tmp_path, options):
+    model, run = _generator(tmp_path / "run", **options)
+    (head,) = model.heads
+    saved = _checkpoint(run)
+    names = [name for name in model.state_dict() if name.startswith(head)]
+    assert names
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the seed of the training
+        untrained = MaskGit(MaskedTransformer(NETWORK), **options).state_dict()
+    for name in names:
+        last = next(t for key, t in saved.items() if key.startswith("model.") and key.split(":", 1)[1] == name)
+        assert not torch.equal(last, untrained[name])
+        assert not torch.equal(last, model.state_dict()[name])
+
+
+def test_a_critic_that_is_trained_afterwards_takes_the_place_of_the_self_critic(tmp_path):
+    """With both, the saved model could not be read again."""
+    model, _ = _generator(tmp_path / "run", self_token_critic=True)
+    critic, _ = train_critic(
+        tiny_cache(), model, NETWORK, GeneratorTraining(batch_size=8), Budget(steps=2), tmp_path / "critic", **ON_CPU
+    )
+    assert model.token_critic is critic
+    pipeline = Pipeline(Tokenizer(TOKENIZER), model, labels=LABELS, **ON_CPU)
+    pipeline.save_pretrained(tmp_path / "model")
+    assert Pipeline.from_pretrained(tmp_path / "model", **ON_CPU).critic is not None
+
+
+def test_training_a_critic_leaves_the_generator_as_it_is(tmp_path):
+    """x-transformers moved it where the critic shared its trunk."""
+    model = MaskGit(tiny_net(NETWORK))
+    critic, _ = train_critic(
+        tiny_cache(), model, NETWORK, GeneratorTraining(batch_size=8), Budget(steps=3), tmp_path / "run", **ON_CPU
+    )
+    assert differing(model.net, tiny_net(NETWORK)) == []
+    assert model.token_critic is critic
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_bound_that_the_schedule_cannot_have_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="never masks 1 of 16 tokens: choose another for `elbo`"):
+        _generator(tmp_path / "run", loss_weight="elbo", schedule="beta(12, 3)")
+
+
 def test_held_out_grids_are_not_trained_on(tmp_path):
     cache = tiny_cache()
     other = cache.codes.clone()
@@ -258,7 +410,7 @@ def test_a_tokenizer_learns_digits(digits):
 def test_a_generator_learns_digits(digits, tmp_path):
     """Better on unseen digits than knowing how often each code occurs at each place; the seeds are fixed."""
     _, cache = digits
-    net, run = train_generator(
+    model, run = train_generator(
         cache,
         TransformerConfig(16, (4, 4), (10,), dim=32, depth=2, heads=2),
         GeneratorTraining(batch_size=64, learning_rate=4e-3, ema_decay=0.95),
@@ -271,5 +423,5 @@ def test_a_generator_learns_digits(digits, tmp_path):
     logs = shares.log().expand(len(unseen.names), -1, -1, -1)
     by_place = -logs.gather(-1, unseen.codes[0, ..., None]).mean().item()
 
-    assert held_out_loss(MaskGit(net).eval(), unseen) < 0.95 * by_place < 0.95 * math.log(16)
+    assert held_out_loss(model, unseen) < 0.95 * by_place < 0.95 * math.log(16)
     assert (run.directory / "log.jsonl").read_text().count("held_out_loss") == 10

@@ -1,4 +1,4 @@
-"""The networks see every token, its row and its column, and the labels."""
+"""The networks see every token, its row and its column, and the labels; large codebooks are compared in two groups."""
 
 import dataclasses
 
@@ -6,8 +6,17 @@ import pytest
 import torch
 from helpers import PLAIN, random_codes, stirred, tiny_critic, tiny_net
 from tiny import NETWORK
+from torch.nn.functional import cross_entropy
 
-from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
+from maskimg.maskgit import MaskGit
+from maskimg.transformer import (
+    GROUPED_ABOVE,
+    GroupedCodes,
+    MaskedTransformer,
+    TokenCritic,
+    TransformerConfig,
+    group_size,
+)
 
 
 def test_there_is_a_logit_for_every_code_and_none_for_mask():
@@ -115,3 +124,112 @@ def test_bf16_changes_logits_only_a_little():
     with torch.autocast("cpu", torch.bfloat16):
         rough = net(codes).float()
     assert (rough - net(codes)).abs().max() < 0.1 * net(codes).abs().max()
+
+
+def test_what_is_added_to_the_embeddings_reaches_every_token():
+    """And nothing is added by zeros."""
+    trunk, codes = tiny_net().trunk, random_codes(1)
+    embeds = torch.zeros(1, 4, 4, PLAIN.dim)
+    torch.testing.assert_close(trunk(codes, None, embeds), trunk(codes))
+    embeds[0, 1, 2] = 1.0
+    assert ((trunk(codes, None, embeds) - trunk(codes)).abs().amax(-1) > 1e-5).all()
+
+
+@pytest.mark.parametrize("config", [PLAIN, NETWORK])
+def test_a_condition_may_be_prepared_once(config):
+    trunk, codes = tiny_net(config).trunk, random_codes(2, config)
+    condition = torch.tensor([[0, 1], [2, 0]]) if config.label_sizes else None
+    assert torch.equal(trunk(codes, trunk.modulation(condition, 2)), trunk(codes, condition))
+    assert torch.equal(trunk(codes, trunk.modulation(None, 2)), trunk(codes))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_cross_entropy_of_features_is_that_of_their_logits(smoothing):
+    net, codes = tiny_net(), random_codes(3)
+    features = net.trunk(codes)
+    found = net.cross_entropy(features.flatten(0, 2), codes.flatten(), smoothing)
+    expected = cross_entropy(
+        net.to_logits(features).flatten(0, 2), codes.flatten(), reduction="none", label_smoothing=smoothing
+    )
+    torch.testing.assert_close(found, expected)
+
+
+# ----------------------------------------------------------------------------- large codebooks
+
+# Squares, products, a prime, twice a prime, and the first one above the limit (17 * 241).
+LARGE = [4097, 4099, 4111 * 2, 5000, 8192, 16384]
+
+
+def _large(vocab_size: int, **changes) -> TransformerConfig:
+    return dataclasses.replace(PLAIN, vocab_size=vocab_size, **changes)
+
+
+@pytest.mark.parametrize("vocab_size", [*range(1, 40), 1024, 4096, *LARGE, 65536, 262144, 262147])
+def test_two_groups_hold_every_code_in_about_twice_the_root(vocab_size):
+    """Whatever the number of codes; a prime's only divisor is 1, and so it is rounded up."""
+    low = group_size(vocab_size)
+    high = -(-vocab_size // low)
+    assert high * low >= vocab_size > (high - 1) * low
+    assert low + high <= 5 * vocab_size**0.5 + 2
+
+
+@pytest.mark.parametrize("vocab_size", LARGE)
+def test_a_large_codebook_has_few_vectors_and_a_logit_for_every_code(vocab_size):
+    net = tiny_net(_large(vocab_size))
+    assert isinstance(net.trunk.embed, GroupedCodes)
+    assert net.trunk.embed.high.shape[0] + net.trunk.embed.low.shape[0] == len(net.bias) < 1000
+    codes = random_codes(2, net.config)
+    assert net(codes).shape == (2, 4, 4, vocab_size)
+    assert net(codes).isfinite().all()
+    assert not isinstance(tiny_net(_large(GROUPED_ABOVE)).trunk.embed, GroupedCodes)
+
+
+@pytest.mark.parametrize("vocab_size", LARGE)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_cross_entropy_of_groups_is_that_of_the_whole_softmax(vocab_size, smoothing):
+    """And its gradients. The last code, in a group that may be shorter, is among them."""
+    net = tiny_net(_large(vocab_size))
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(20, PLAIN.dim, generator=generator, requires_grad=True)
+    codes = torch.randint(0, vocab_size, (20,), generator=generator)
+    codes[0], codes[1] = 0, vocab_size - 1
+    found = net.cross_entropy(features, codes, smoothing)
+    expected = cross_entropy(net.to_logits(features), codes, reduction="none", label_smoothing=smoothing)
+    torch.testing.assert_close(found, expected)
+    weights = [features, net.bias, net.trunk.embed.high, net.trunk.embed.low]
+    for ours, theirs in zip(
+        torch.autograd.grad(found.sum(), weights), torch.autograd.grad(expected.sum(), weights), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocab_size", LARGE)
+def test_every_code_of_a_large_codebook_has_a_vector_of_its_own_and_so_has_mask(vocab_size):
+    """A code's logit is the product of a feature with that very vector, and its bias: the two groups are one table."""
+    net = tiny_net(_large(vocab_size))
+    embed = net.trunk.embed
+    vectors = embed(torch.arange(vocab_size + 1))
+    assert len(vectors.unique(dim=0)) == vocab_size + 1
+    assert torch.equal(vectors[-1], embed.mask)
+    features = torch.randn(3, PLAIN.dim, generator=torch.Generator().manual_seed(0))
+    bias = net.to_logits(torch.zeros(PLAIN.dim))
+    torch.testing.assert_close(net.to_logits(features), features @ vectors[:-1].T + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_codebook_is_trained_with_every_weight_and_drawn_from_without_mask():
+    net = tiny_net(dataclasses.replace(NETWORK, vocab_size=4099))
+    model, condition = MaskGit(net, random_token_prob=0.2, label_smoothing=0.1), torch.tensor([[0, 1], [2, 0]] * 8)
+    model(random_codes(16, net.config), condition, generator=torch.Generator().manual_seed(0)).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    codes = model.generate(8, seeds=torch.arange(8), steps=3)
+    assert 0 <= codes.min() <= codes.max() < 4099
+
+
+@pytest.mark.parametrize("network", [PLAIN, _large(4099)])
+def test_an_untrained_codebook_has_vectors_of_one_size(network):
+    """A sum of two random vectors is as large as one: 0.02 a feature, here to a tenth."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        embed = MaskedTransformer(dataclasses.replace(network, dim=64, heads=4)).trunk.embed
+    sizes = embed(torch.arange(network.vocab_size)).std()
+    assert sizes.item() == pytest.approx(0.02, rel=0.1)

@@ -145,6 +145,13 @@ def sheet(images: Iterable[Image.Image], columns: int, *, gap: int = 2, scale: i
     return page
 
 
+def heat_map(image: Image.Image, shares: torch.Tensor) -> Image.Image:
+    """A picture in grey with shares (h, w) in [0, 1] laid over it in red, one rectangle of pixels each."""
+    alpha = Image.fromarray((shares.clamp(0, 1) * 217).byte().numpy()).resize(image.size, Image.Resampling.NEAREST)
+    grey = image.convert("L").convert("RGB")
+    return Image.composite(Image.new("RGB", image.size, (214, 40, 57)), grey, alpha)
+
+
 def paired_sheet(groups: Sequence[Sequence[Image.Image]], columns: int) -> Image.Image:
     """A contact sheet of groups of equally large pictures, the members of each group below one another."""
     blank = Image.new("RGB", groups[0][0].size, (255, 255, 255))

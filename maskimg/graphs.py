@@ -1,0 +1,73 @@
+"""Whole generations as CUDA graphs: at small batches a GPU spends most of its time being told what to do next.
+
+Every shape in the sampling loop is known before it begins and nothing in it waits for the device, so the loop, all
+its steps together, is recorded once and then replayed with other labels and seeds.
+
+Shapes: b images, h w tokens, f label fields.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from maskimg.maskgit import MaskGit
+from maskimg.sampling import Sampler, make_plan, sample
+
+KEPT = 6  # recordings; each holds the memory of its own intermediate results
+
+
+class Recording(NamedTuple):
+    """A graph with its inputs and output, tensors that stay in place."""
+
+    graph: Any
+    condition: torch.Tensor | None
+    seeds: torch.Tensor
+    codes: torch.Tensor
+
+
+class GraphedSampler:
+    """Draws from all-MASK grids on a CUDA device; one recording for each batch size and Sampler."""
+
+    def __init__(self, model: MaskGit):
+        self.model = model
+        self.recordings: dict[tuple[int, Sampler, bool], Recording] = {}
+
+    @torch.no_grad()
+    def __call__(self, condition: torch.Tensor | None, sampler: Sampler, seeds: torch.Tensor) -> torch.Tensor:
+        """Condition (b, f) or None, seeds (b,) -> codes (b, h, w).
+
+        Raises:
+            RuntimeError: this device or driver cannot record the loop.
+        """
+        key = (len(seeds), sampler, condition is None)
+        if key not in self.recordings:
+            if len(self.recordings) >= KEPT:
+                del self.recordings[next(iter(self.recordings))]  # the oldest
+            self.recordings[key] = self._record(condition, sampler, seeds)
+        recording = self.recordings[key]
+        recording.seeds.copy_(seeds)
+        if recording.condition is not None and condition is not None:
+            recording.condition.copy_(condition)
+        recording.graph.replay()
+        return recording.codes.clone()
+
+    def _record(self, condition: torch.Tensor | None, sampler: Sampler, seeds: torch.Tensor) -> Recording:
+        condition = condition.clone() if condition is not None else None
+        seeds = seeds.clone()
+        h, w = self.model.grid
+        masked = torch.full((len(seeds), h, w), self.model.mask_id, device=seeds.device)
+        plan = make_plan(torch.full((len(seeds),), h * w), sampler, seeds.device)
+
+        def draw() -> torch.Tensor:
+            return sample(self.model, masked, condition, sampler, seeds, plan=plan)
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries and caches set themselves up before the recording
+            for _ in range(2):
+                draw()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            codes = draw()
+        return Recording(graph, condition, seeds, codes)
