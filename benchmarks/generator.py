@@ -12,7 +12,7 @@ counts it, so that a reader sees how equal the work is.
 In the tables of equal numbers (fp32, bf16) all do the same: plain masked cross-entropy, cosine masking and AdamW in
 training; order by confidence, no guidance and no top-k in sampling (muse cannot draw without). bf16 is autocast in
 training; in sampling autocast and bf16 weights are both tried while warming up, and the faster is kept, for each.
-`out of the box` is each as its own documentation uses it.
+`out of the box` is each as its own documentation uses it; ours chooses format and optimizers by machine and batch.
 
 Machines are shared and noisy. Every round runs every contestant once, in changing order, with this machine's own
 matrix products at these shapes among them; ratios are medians of ratios within a round. Shapes: b images, n tokens.
@@ -31,6 +31,7 @@ import math
 import os
 import platform
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -39,6 +40,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +119,7 @@ class Entrant:
     name: str
     ways: dict[str, Way]
     compiled: bool = False
-    optimizer: Callable[[nn.Module], Callable[[torch.Tensor], None]] | None = None
+    optimizer: Callable[[Any], Callable[[torch.Tensor], None]] | None = None
 
 
 @dataclasses.dataclass
@@ -286,13 +288,16 @@ def uvit(size: Size, device: torch.device) -> Player:
 
 def _config(size: Size) -> TransformerConfig:
     grid = (size.side, size.side)
-    return TransformerConfig(size.codes, grid, dim=size.width, depth=size.depth, heads=size.heads)
+    # Without the register of the default: then all libraries pass the same number of tokens through their blocks.
+    return TransformerConfig(size.codes, grid, dim=size.width, depth=size.depth, heads=size.heads, registers=0)
 
 
 # Optimizers: a model -> what is done with a loss.
 
 
-def torch_optimizer(kind: type[torch.optim.Optimizer], clip: float, model: nn.Module) -> Callable[[torch.Tensor], None]:
+def torch_optimizer(
+    kind: Callable[..., torch.optim.Optimizer], clip: float, model: nn.Module
+) -> Callable[[torch.Tensor], None]:
     optimizer = kind(model.parameters(), lr=1e-4)
 
     def step(loss: torch.Tensor) -> None:
@@ -306,32 +311,33 @@ def torch_optimizer(kind: type[torch.optim.Optimizer], clip: float, model: nn.Mo
 
 
 def muon_adamw(model: nn.Module) -> Callable[[torch.Tensor], None]:
-    """Ours, with its clipping of gradients."""
-    optimizers = _optimizers(model, GeneratorTraining())
+    """Ours at the recipe's batch size, with its clipping of gradients."""
+    optimizers = _optimizers(model, model.net.config, GeneratorTraining())
     return lambda loss: _step(loss, model, optimizers)
 
 
-def training_run(model: nn.Module) -> Callable[[torch.Tensor], None]:
-    """All that `train_generator` does with a loss: also the check that it is finite, and averaged weights."""
-    step, ema = muon_adamw(model), Ema(model, GeneratorTraining().ema_decay)
+def training_run(batch: int, model: nn.Module) -> Callable[[torch.Tensor], None]:
+    """All that `train_generator` does with a loss at this batch size: also averaged weights, and a check."""
+    training = GeneratorTraining(batch_size=batch)
+    optimizers, ema = _optimizers(model, model.net.config, training), Ema(model, training.ema_decay)
 
-    def whole(loss: torch.Tensor) -> None:
+    def step(loss: torch.Tensor) -> None:
         if not torch.isfinite(loss):
             raise RuntimeError("the loss is not finite")
-        step(loss)
+        _step(loss, model, optimizers)
         ema.update(model, 0)
 
-    return whole
+    return step
 
 
-adamw = functools.partial(torch_optimizer, torch.optim.AdamW, 0.0)
+adamw = functools.partial(torch_optimizer, functools.partial(torch.optim.AdamW, fused=True), 0.0)
 adam_clipped = functools.partial(torch_optimizer, torch.optim.Adam, 0.5)  # as in x-transformers' train_nar.py
 
 
 # The tables.
 
 
-def entrants(kind: str, form: str, device: torch.device, *, eager: bool = False) -> list[Entrant]:
+def entrants(kind: str, form: str, size: Size, device: torch.device, *, eager: bool = False) -> list[Entrant]:
     """The rows of the table of a kind and form; `eager` leaves out what is compiled."""
     build = functools.partial
     if form == "out of the box":
@@ -340,9 +346,10 @@ def entrants(kind: str, form: str, device: torch.device, *, eager: bool = False)
         x, m = build(x_transformers, equal=False), build(muse, equal=False)
         name = NAMES[fast]
         if kind == "training":
-            how = f"{name}, {'eager' if eager else 'compile_blocks'}, Muon + AdamW, EMA"
+            how = f"{name}, {'eager' if eager else 'compile_blocks'}, its own optimizers, EMA"
+            run = build(training_run, size.batch)
             return [
-                Entrant("maskimg", {how: Way(ours, fast)}, not eager, training_run),
+                Entrant("maskimg", {how: Way(ours, fast)}, not eager, run),
                 Entrant("x-transformers", {"fp32, Adam": Way(x)}, optimizer=adam_clipped),
                 Entrant("muse-maskgit-pytorch", {"fp32, Adam": Way(m)}, optimizer=adam_clipped),
                 Entrant("diffusers UVit2DModel", {"fp32, AdamW": Way(build(uvit))}, optimizer=adamw),
@@ -420,7 +427,7 @@ class Bench:
         batch = 1 if kind == "one image" else self.size.batch
         ready: dict[str, Contestant] = {}
         missing: dict[str, str] = {}
-        rivals = entrants(kind, form, self.device, eager=self.eager)
+        rivals = entrants(kind, form, self.size, self.device, eager=self.eager)
         for entrant in rivals:
             try:
                 ready[entrant.name] = self.prepare(entrant, kind)
@@ -720,7 +727,7 @@ def main() -> None:
 
     bench = Bench(size, device, options.rounds, eager=options.eager)
     report = {
-        "command": " ".join(["python benchmarks/generator.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/generator.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "machine": machine(device),
         "threads": torch.get_num_threads(),

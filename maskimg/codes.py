@@ -139,15 +139,21 @@ class MaskedTokenDataset(Dataset):
     """
 
     def __init__(self, data: torch.Tensor | np.ndarray, max_seq_len: int, *, vocab_size: int | None = None):
-        kind = data.dtype.is_floating_point if isinstance(data, torch.Tensor) else data.dtype.kind not in "iu"
-        if kind:
+        if isinstance(data, torch.Tensor):
+            integers = not (data.is_floating_point() or data.is_complex() or data.dtype == torch.bool)
+        else:
+            integers = data.dtype.kind in "iu"
+        if not integers:
             raise DataError(f"codes must be integers, got {data.dtype}")
+        if not len(data):
+            raise DataError("there are no codes to train on")
         if data.ndim == 1 and len(data) < max_seq_len:
             raise DataError(f"a corpus of {len(data)} codes holds no window of {max_seq_len}")
         if data.ndim > 1 and int(np.prod(data.shape[1:])) != max_seq_len:
             raise DataError(f"expected grids of {max_seq_len} codes, got {tuple(data.shape[1:])}")
-        if vocab_size is not None and not 0 <= int(data.min()) <= int(data.max()) < vocab_size:
-            raise DataError(f"expected codes in [0, {vocab_size}), got {int(data.min())} to {int(data.max())}")
+        values = data.cpu().numpy() if isinstance(data, torch.Tensor) else data  # torch has no min of uint16 (2.15)
+        if vocab_size is not None and not 0 <= int(values.min()) <= int(values.max()) < vocab_size:
+            raise DataError(f"expected codes in [0, {vocab_size}), got {int(values.min())} to {int(values.max())}")
         self.data, self.max_seq_len = data, max_seq_len
 
     def __len__(self) -> int:

@@ -15,26 +15,22 @@ for ours. Where it has a fault that ours has not, the test puts the same questio
 import inspect
 import itertools
 import random
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import x_transformers.nonautoregressive_wrapper as reference
 from einops import rearrange
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
+from x_transformers import Encoder, NonAutoregressiveWrapper, TransformerWrapper
 
 from maskimg.maskgit import Losses, MaskGit
 from maskimg.masking import schedule_named
 from maskimg.noise import gumbel, uniform
 from maskimg.sampling import Sampler, draw_codes
-
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-    import x_transformers.nonautoregressive_wrapper as reference
-    from x_transformers import Encoder, NonAutoregressiveWrapper, TransformerWrapper
 
 V, N, B = 64, 64, 4
 SEEDS = torch.tensor([0, 1, 2**32 - 1])

@@ -1,7 +1,6 @@
 """Networks of other libraries: flat codes, their own arguments, and MASK that is never drawn."""
 
 import math
-import warnings
 from typing import Any
 
 import pytest
@@ -9,13 +8,10 @@ import torch
 from helpers import differing, tiny_critic
 from safetensors.torch import load_file, save_file
 from torch import nn
+from x_transformers import Encoder, TransformerWrapper
 
 from maskimg.maskgit import MaskGit
 from maskimg.sampling import Sampler
-
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-    from x_transformers import Encoder, TransformerWrapper
 
 V, N, MASK = 12, 16, 12
 

@@ -65,7 +65,10 @@ def test_its_sampling_loop_is_the_code():
     (excerpt,) = (block for block in blocks("python") if block.startswith("for i in range(sampler.steps)"))
     comments = [line.strip() for line in excerpt.splitlines() if line.strip().startswith("# ")]
     assert len(comments) == 4
-    statements = ["codes = filled.masked_fill(left, model.mask_id)", "yield Step(filled if complete else codes, scores, left)"]
+    statements = [
+        "codes = filled.masked_fill(left, model.mask_id)",
+        "yield Step(filled if complete else codes, scores, left)",
+    ]
     for line in [*comments, *statements]:
         assert line in source
 

@@ -37,7 +37,7 @@ def _tokenizer(directory, config=TOKENIZER, pictures=None, **changes) -> tuple[n
 
 
 def _generator(directory, config=NETWORK, cache=None, decode=None, **changes) -> tuple[nn.Module, Run]:
-    training = GeneratorTraining(batch_size=8, **changes)
+    training = GeneratorTraining(**{"batch_size": 8, **changes})
     return train_generator(
         cache or tiny_cache(), config, training, Budget(steps=STEPS), directory, decode=decode, **ON_CPU
     )
@@ -67,6 +67,7 @@ STAGES = {
     "tokenizer with an opponent": lambda path: _tokenizer(path, adversarial_weight=0.1, adversarial_start=0.0),
     "tokenizer of vq": lambda path: _tokenizer(path, VQ),
     "generator": lambda path: _generator(path),
+    "generator by Muon": lambda path: _generator(path, batch_size=32),
     "generator by AdamW alone, all alike": lambda path: _generator(path, muon=False, balance=0.0),
     "generator without labels": lambda path: _generator(
         path, dataclasses.replace(NETWORK, label_sizes=()), tiny_cache(labels=False)
@@ -275,6 +276,16 @@ def test_a_critic_learns_from_the_generator_as_it_will_be_used(tmp_path):
         **ON_CPU,
     )  # fmt: skip
     assert modes == [{False}, {False}]
+
+
+@pytest.mark.parametrize(
+    ("options", "muon"),
+    [({"batch_size": 32}, True), ({"batch_size": 8}, False), ({"batch_size": 32, "muon": False}, False)],
+)
+def test_muon_trains_matrices_where_a_batch_is_large_enough_to_pay_for_it(tmp_path, options, muon):
+    """16 tokens a feature: 32 grids of 4 x 4 for a width of 32. This torch has it."""
+    _, run = _generator(tmp_path / "run", **options)
+    assert any(name.startswith("muon.") for name in _checkpoint(run)) == muon
 
 
 HEADS = {"self_cond": "self_cond", "self_critic": "self_token_critic"}  # by the option that makes each

@@ -259,7 +259,11 @@ def _optimizers(
     rest = [p for p in module.parameters() if id(p) not in chosen]
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
-            rest, lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=training.weight_decay
+            rest,
+            lr=training.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=training.weight_decay,
+            fused=rest[0].device.type in ("cpu", "cuda"),  # one pass over memory instead of a dozen
         )
     }
     if muon:
