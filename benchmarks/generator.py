@@ -318,7 +318,9 @@ def muon_adamw(model: nn.Module) -> Callable[[torch.Tensor], None]:
 
 def training_run(batch: int, model: nn.Module) -> Callable[[torch.Tensor], None]:
     """All that `train_generator` does with a loss at this batch size: also averaged weights, and a check."""
-    training = GeneratorTraining(batch_size=batch)
+    training = GeneratorTraining(
+        batch_size=batch, learning_rate=1e-4
+    )  # no warm-up here: the default is too hot at once
     optimizers, ema = _optimizers(model, model.net.config, training), Ema(model, training.ema_decay)
 
     def step(loss: torch.Tensor) -> None:

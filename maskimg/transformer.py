@@ -282,8 +282,9 @@ class Block(nn.Module):
 
     def attend(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         qkv = rearrange(self.to_qkv(x), "b n (qkv head d) -> b n qkv head d", qkv=3, head=self.heads)
-        qk, v = rotate(rms_norm(qkv[:, :, :2]), rotation), rearrange(qkv[:, :, 2], "b n head d -> b head n d")
-        q, k = rearrange(qk, "b n qk head d -> qk b head n d")  # after the rotation: then its memory is in order
+        q, k, v = qkv.unbind(2)
+        q, k = rotate(rms_norm(q), rotation), rotate(rms_norm(k), rotation)  # while their memory is in order
+        q, k, v = (rearrange(part, "b n head d -> b head n d") for part in (q, k, v))
         return self.to_out(rearrange(attention(q, k, v), "b head n d -> b n (head d)"))
 
 
@@ -323,7 +324,10 @@ def rotary(h: int, w: int, dim: int, registers: int, device: torch.device) -> tu
 
 
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate (b, n, qk, head, d) by the angles of `rotary`; the halves of d are the coordinates of each plane."""
-    cos, sin = (part.to(x.dtype)[:, None, None] for part in rotation)
+    """Rotate (b, n, head, d) by the angles of `rotary`; the two halves of d are the two coordinates of each plane.
+
+    Queries and keys separately: for both in one tensor, torch 2.15 compiles a backward pass that gives NaN.
+    """
+    cos, sin = (part.to(x.dtype)[:, None] for part in rotation)
     left, right = x.chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
