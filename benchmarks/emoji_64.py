@@ -34,6 +34,11 @@ from vqgan.images import normalize, paired_sheet, sheet, to_pil
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = Sampler(steps=12, order="halton", guidance=3.0, choice_temperature=2.0)  # from results/emoji-64-samplers.json
+PRESETS = {  # from results/quality-per-forward.md
+    "fast": Sampler(steps=8, order="halton", guidance=4.0, guidance_end=0.5),
+    "balanced": RECIPE,
+    "best": Sampler(steps=18, order="halton", guidance=3.0),
+}
 EXAMPLE = {"class": "happy face", "style": "noto"}
 LICENCE = "weights Apache-2.0; trained on pictures under MIT, Apache-2.0 and CC-BY 4.0"
 CREDIT = (
@@ -321,7 +326,7 @@ def bundle(model: str, target: Path) -> None:
         stage: files.read_json(max((Path(f"{model}.training") / stage / "checkpoints").glob("step-*")) / "state.json")
         for stage in ("tokenizer", "generator", "critic")
     }
-    pipeline.recipe = RECIPE
+    pipeline.recipe, pipeline.presets = RECIPE, PRESETS
     pipeline.about |= {
         "name": "emoji-64",
         "example": EXAMPLE,
