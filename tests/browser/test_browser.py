@@ -96,7 +96,22 @@ def test_generate_shows_every_step_and_then_the_pictures(page):
     expect(page.locator("#generate-gallery img")).to_have_count(4)
     expect(page.locator("#generate-gallery img").first).to_be_visible()
     expect(page.locator("#generate-gallery")).to_contain_text("seed 20")
-    expect(page.locator("#generate-panel .mk-film figure")).to_have_count(4)
+    expect(page.locator("#generate-panel .mk-film figure")).to_have_count(5)  # four steps, and the critic's doubts
+
+
+def test_a_quality_moves_the_sliders_until_somebody_moves_one(page):
+    def choose(name: str) -> None:
+        page.get_by_label("Quality").first.click()
+        page.get_by_role("option", name=name).first.click()
+
+    steps = page.get_by_label("number input for Steps").first
+    choose("Fast")
+    expect(steps).to_have_value("8")
+    choose("Best")
+    expect(steps).to_have_value("24")
+    steps.fill("5")
+    steps.press("Tab")
+    expect(page.get_by_label("Quality").first).to_have_value("As set below")
 
 
 def test_the_keyboard_starts_and_stops(page):
