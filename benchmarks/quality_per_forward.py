@@ -102,6 +102,7 @@ def plot() -> None:
     panels[0].set(xlabel="forward passes a picture", ylabel="class accuracy", xscale="log")
     panels[1].set(xlabel="forward passes a picture", ylabel="Fréchet distance (own features)", xscale="log")
     for panel in panels:
+        panel.minorticks_off()
         panel.set_xticks([4, 8, 16, 32, 64], ["4", "8", "16", "32", "64"])
         panel.grid(alpha=0.3)
     panels[0].legend(title="order (dashed: no guidance)")
