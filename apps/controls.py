@@ -10,7 +10,7 @@ from maskimg.hole import Hole
 from maskimg.masking import SCHEDULES
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline
-from maskimg.sampling import GUIDANCE_SCHEDULES, ORDERS, Sampler
+from maskimg.sampler import GUIDANCE_SCHEDULES, ORDERS, Sampler
 from maskimg_apps import look, runs, tokens
 from maskimg_apps.errors import kindly
 from maskimg_apps.runs import shown_number
@@ -95,24 +95,11 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
             label="Choice temperature",
             info="how freely unsure tokens stay",
         )
-        controls["guidance_start"] = gr.Slider(
-            0,
-            1,
-            value=recipe.guidance_start,
-            step=0.05,
-            label="Guidance start",
-            info="none before this share is drawn",
-            visible=bool(fields),
-        )
-        controls["guidance_end"] = gr.Slider(
-            0,
-            1,
-            value=recipe.guidance_end,
-            step=0.05,
-            label="Guidance end",
-            info="none after this share is drawn",
-            visible=bool(fields),
-        )
+        for end, words in (("start", "none before this share is drawn"), ("end", "none after this share is drawn")):
+            controls[f"guidance_{end}"] = gr.Slider(
+                0, 1, value=shown[f"guidance_{end}"], step=0.05, label=f"Guidance {end}", info=words,
+                visible=bool(fields),
+            )  # fmt: skip
         controls["guidance_schedule"] = gr.Dropdown(
             list(GUIDANCE_SCHEDULES),
             value=recipe.guidance_schedule,

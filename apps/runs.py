@@ -21,8 +21,8 @@ from maskimg.hole import Hole
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline, expand_seeds
 from maskimg.recipe import write_png
-from maskimg.sampling import Sampler
-from maskimg.sampling import describe as describe_sampler
+from maskimg.sampler import Sampler
+from maskimg.sampler import describe as describe_sampler
 from maskimg_apps import tokens
 from maskimg_apps.uploads import Drawing, open_upload
 from vqgan.images import heat_map, to_pil

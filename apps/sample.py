@@ -8,7 +8,7 @@ from maskimg.conditions import Label
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 from vqgan import ImageError
 
 

@@ -26,7 +26,7 @@ from maskimg.evaluate import Classifier, Judge, code_usage, frechet_distance, ne
 from maskimg.hardware import pick_device, pick_dtype
 from maskimg.pictures import Pictures, list_folder, read_pictures
 from maskimg.pipeline import Pipeline
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler, describe
 from maskimg.training.run import Budget
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from vqgan import Tokenizer, TokenizerConfig, files
@@ -62,7 +62,7 @@ Unpicked samples: seeds 0 to 47, the classes in alphabetical order, the first st
 - class: {classes}
 - style: {styles}
 - recipe: {recipe}
-
+{presets}
 ## Training
 
 7,790 pictures of seven drawing styles, without people, hands, body parts and flags; 487 of them held out by concept.
@@ -319,13 +319,12 @@ def show(images: torch.Tensor, train: Pictures, judge: Judge, path: Path) -> Non
 
 
 def bundle(model: str, target: Path) -> None:
-    """Store the model as bf16 with its card; `measure` must have been run on the result for the card's figures."""
+    """Store the model as bf16 with its card; `measure` must have been run on the result for the card's figures.
+
+    A model that is bundled already is written again, with today's recipe, presets, figures and samples.
+    """
     pipeline = Pipeline.from_pretrained(model, device="cpu")
     figures = json.loads((RESULTS / "emoji-64.json").read_text()) if (RESULTS / "emoji-64.json").exists() else {}
-    minutes = {
-        stage: files.read_json(max((Path(f"{model}.training") / stage / "checkpoints").glob("step-*")) / "state.json")
-        for stage in ("tokenizer", "generator", "critic")
-    }
     pipeline.recipe, pipeline.presets = RECIPE, PRESETS
     pipeline.about |= {
         "name": "emoji-64",
@@ -334,9 +333,15 @@ def bundle(model: str, target: Path) -> None:
         "credit": CREDIT,
         "measured": figures,
     }
-    pipeline.about["training"] = {
-        stage: {"steps": last["step"], "minutes": round(last["seconds"] / 60, 1)} for stage, last in minutes.items()
-    }
+    work = Path(f"{model}.training")
+    if work.exists():
+        states = {
+            stage: files.read_json(max((work / stage / "checkpoints").glob("step-*")) / "state.json")
+            for stage in ("tokenizer", "generator", "critic")
+        }
+        pipeline.about["training"] = {
+            stage: {"steps": last["step"], "minutes": round(last["seconds"] / 60, 1)} for stage, last in states.items()
+        }
     pipeline.about.pop("minutes", None)
     images, _ = draw(pipeline, 48, RECIPE, styles=True)
     card = CARD.format(
@@ -349,7 +354,11 @@ def bundle(model: str, target: Path) -> None:
             for stage, each in pipeline.about["training"].items()
         ),
         figures="".join(f"| {name} | {_row(row)} |\n" for name, row in figures.items()),
-        recipe=", ".join(f"{key} {value}" for key, value in vars(RECIPE).items()),
+        recipe=describe(RECIPE),
+        presets="".join(
+            f"- preset {name}, {sampler.forwards} forward passes: {describe(sampler)}\n"
+            for name, sampler in PRESETS.items()
+        ),
     )
     pictures = {"samples.png": sheet([to_pil(image) for image in images], 12)}
     pipeline.save_pretrained(target, half=True, card=card, pictures=pictures)

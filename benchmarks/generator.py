@@ -50,7 +50,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskimg.hardware import DTYPES, autocast, compile_blocks, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit
 from maskimg.pipeline import Pipeline
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 from maskimg.training.generator import GeneratorTraining, _optimizers, _step
 from maskimg.training.run import Ema
 from maskimg.transformer import MaskedTransformer, TransformerConfig

@@ -29,7 +29,8 @@ from torch import nn
 
 from maskimg.hardware import autocast, compile_blocks, pick_dtype
 from maskimg.maskgit import MaskGit
-from maskimg.sampling import Sampler, sample
+from maskimg.sampler import Sampler
+from maskimg.sampling import sample
 from maskimg.training.run import learning_rate_scale, step_generator
 from maskimg.transformer import MaskedTransformer, TransformerConfig
 

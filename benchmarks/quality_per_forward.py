@@ -17,7 +17,7 @@ from pathlib import Path
 from emoji_64 import RESULTS, judge_of, read, record, sampling_figures
 
 from maskimg.pipeline import Pipeline
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 
 NAME = "quality-per-forward"
 STEPS = (4, 6, 8, 12, 18, 32)

@@ -15,7 +15,7 @@ import torch
 
 from maskimg.hardware import autocast, pick_device
 from maskimg.pipeline import Pipeline
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 
 ROUNDS, BATCH = 5, 16
 

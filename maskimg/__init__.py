@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from maskimg.masking import token_mask as token_mask
     from maskimg.pipeline import Pipeline as Pipeline
     from maskimg.pipeline import Result as Result
-    from maskimg.sampling import Sampler as Sampler
+    from maskimg.sampler import Sampler as Sampler
     from maskimg.sampling import Step as Step
     from maskimg.sampling import sample as sample
     from maskimg.sampling import sample_steps as sample_steps
@@ -30,7 +30,7 @@ _HOMES = {
     "token_mask": "masking",
     "Pipeline": "pipeline",
     "Result": "pipeline",
-    "Sampler": "sampling",
+    "Sampler": "sampler",
     "Step": "sampling",
     "sample": "sampling",
     "sample_steps": "sampling",

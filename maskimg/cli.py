@@ -314,7 +314,7 @@ def _info_picture(path: str) -> None:
 
 def _info_model(name: str) -> None:
     from maskimg.pipeline import Pipeline
-    from maskimg.sampling import describe
+    from maskimg.sampler import describe
 
     pipeline = Pipeline.from_pretrained(name, device="cpu")
     millions = {

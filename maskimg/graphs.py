@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from maskimg.maskgit import MaskGit
-from maskimg.sampling import Sampler, make_plan, sample
+from maskimg.sampler import Sampler
+from maskimg.sampling import make_plan, sample
 
 KEPT = 6  # recordings; each holds the memory of its own intermediate results
 

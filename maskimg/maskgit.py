@@ -21,7 +21,8 @@ from torch import nn
 from maskimg.conditions import drop_condition
 from maskimg.foreign import ForeignCritic, ForeignNet
 from maskimg.masking import Schedule, elbo_weights, masked_counts, random_mask, schedule_named
-from maskimg.sampling import Sampler, draw_codes, sample
+from maskimg.sampler import Sampler
+from maskimg.sampling import draw_codes, sample
 from maskimg.transformer import MaskedTransformer, Modulation
 
 Condition = torch.Tensor | dict[str, Any] | None

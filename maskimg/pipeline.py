@@ -23,7 +23,8 @@ from maskimg.hole import Hole, Mask, painted_pixels, tokens_along, tokens_to_red
 from maskimg.maskgit import MaskGit
 from maskimg.noise import SEEDS
 from maskimg.recipe import write_png
-from maskimg.sampling import Sampler, Step, first_features, make_presets, sample_steps
+from maskimg.sampler import Sampler, make_presets
+from maskimg.sampling import Step, first_features, sample_steps
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from vqgan import Tokenizer, files, load_image
 from vqgan.images import pad_square, to_pil, to_tensor

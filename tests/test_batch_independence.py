@@ -13,7 +13,7 @@ from helpers import tiny_critic, tiny_net
 from tiny import NETWORK, tiny_pipeline
 
 from maskimg.maskgit import MaskGit
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 
 COUNT = 64
 Draw = Callable[[torch.Tensor], torch.Tensor]  # which of the images (m,) -> their codes (m, h, w)

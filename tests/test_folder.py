@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import TOKENIZER
 
 from maskimg.codes import CodeCache
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 from maskimg.training.folder import (
     PRESETS,
     NetworkSize,

@@ -11,7 +11,7 @@ from torch import nn
 from x_transformers import Encoder, TransformerWrapper
 
 from maskimg.maskgit import MaskGit
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 
 V, N, MASK = 12, 16, 12
 

@@ -6,7 +6,8 @@ from tiny import tiny_pipeline
 
 from maskimg.graphs import GraphedSampler
 from maskimg.pipeline import Pipeline
-from maskimg.sampling import ORDERS, Sampler, sample
+from maskimg.sampler import ORDERS, Sampler
+from maskimg.sampling import sample
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"vqgan": "vqgan", "maskimg": "maskimg", "maskimg_apps": "apps"}  # name -> folder
 
 # These know tensors only: no file, no picture, no tokenizer. It holds for what they import of maskimg, too.
-PURE = ("maskimg.masking", "maskimg.transformer", "maskimg.maskgit", "maskimg.sampling", "maskimg.noise")
+PURE = (
+    "maskimg.masking",
+    "maskimg.transformer",
+    "maskimg.maskgit",
+    "maskimg.sampler",
+    "maskimg.sampling",
+    "maskimg.noise",
+)
 PICTURES_AND_TOKENIZERS = {"PIL", "torchvision", "imageio", "cv2", "gradio", "vqgan", "vector_quantize_pytorch"}
 FILES = {"pathlib", "os", "io", "shutil", "tempfile", "glob", "json", "pickle", "yaml"}
 FILES |= {"safetensors", "huggingface_hub", "urllib", "requests"}

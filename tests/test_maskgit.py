@@ -15,7 +15,7 @@ from torch import nn
 
 from maskimg.maskgit import Losses, MaskGit
 from maskimg.masking import elbo_weights, random_mask
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 
 CRITICS = ("none", "self", "external")
 

@@ -17,7 +17,7 @@ from maskimg.maskgit import MaskGit
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline, Preview, expand_seeds
 from maskimg.recipe import describe, read_recipe, write_png
-from maskimg.sampling import Sampler, make_presets
+from maskimg.sampler import Sampler, make_presets
 from maskimg.transformer import MaskedTransformer
 from vqgan import ImageError, Tokenizer
 from vqgan.files import ModelError, write_json, write_manifest

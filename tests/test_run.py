@@ -179,6 +179,8 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path):
+    """A shell starts background jobs with SIGINT ignored; the test has to hold there too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     run = _run(tmp_path / "run")
     run.restore(model=nn.Linear(1, 1))
     steps = run.steps()
@@ -187,7 +189,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     steps.close()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def _damage(checkpoint) -> None:

@@ -5,7 +5,7 @@ from tiny import tiny_pipeline
 
 from maskimg.noise import SEEDS
 from maskimg.recipe import read_recipe
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 from maskimg_apps.sample import sample_folder
 
 

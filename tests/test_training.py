@@ -17,7 +17,7 @@ from maskimg.evaluate import psnr
 from maskimg.maskgit import MaskGit
 from maskimg.pictures import Pictures
 from maskimg.pipeline import Pipeline
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
 from maskimg.training.run import Budget, Run, TrainingError
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer

@@ -3,7 +3,7 @@
 import torch
 
 from maskimg.pipeline import Pipeline
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from vqgan import Tokenizer, TokenizerConfig
 

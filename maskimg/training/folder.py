@@ -18,7 +18,7 @@ from maskimg.evaluate import code_usage, psnr
 from maskimg.hardware import pick_device
 from maskimg.pictures import Listing, Pictures
 from maskimg.pipeline import Pipeline
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
 from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer

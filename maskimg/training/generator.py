@@ -11,7 +11,7 @@ from torch import nn
 from maskimg.codes import CodeCache
 from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit
-from maskimg.sampling import Sampler
+from maskimg.sampler import Sampler
 from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from vqgan.images import sheet, to_pil
