@@ -359,11 +359,15 @@ def entrants(kind: str, form: str, size: Size, device: torch.device, *, eager: b
         pipeline = build(maskimg_pipeline, dtype=fast)
         rows = [
             Entrant("maskimg", {f"{name} weights, halton": Way(ours, fast, weights=True)}),
+            Entrant(
+                "maskimg, compiled", {f"{name} weights, halton, compile_blocks": Way(ours, fast, weights=True)}, True
+            ),
             Entrant("maskimg, Pipeline", {f"{name} weights, halton": Way(pipeline, fast, weights=True)}),
             Entrant("x-transformers", {"fp32": Way(x)}),
             Entrant("muse-maskgit-pytorch", {"fp32, guided": Way(m)}),
             Entrant("diffusers UVit2DModel", {"fp32": Way(build(uvit))}),
         ]
+        rows = [row for row in rows if not (eager and row.compiled)]
         return [row for row in rows if kind == "sampling" or row.name != "maskimg, Pipeline"]
 
     def ways(**builds: Callable[[Size, torch.device], Player]) -> dict[str, Way]:

@@ -206,6 +206,7 @@ def sample(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--count", type=int, default=16, help="how many pictures")
     parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures drawn at a time; changes no picture")
+    parser.add_argument("--compile", action="store_true", help="worth it for hundreds: seconds once, then faster")
     _add_drawing(parser)
     given = parser.parse_args(arguments)
     from maskimg_apps.sample import sample_folder
@@ -419,7 +420,9 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
 def _pipeline(given: Namespace) -> Any:
     from maskimg.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(given.model, device=given.device, dtype=given.dtype)
+    return Pipeline.from_pretrained(
+        given.model, device=given.device, dtype=given.dtype, compile=bool(given.get("compile"))
+    )
 
 
 def _sampler(given: Namespace, pipeline: Any) -> Any:

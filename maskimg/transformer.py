@@ -276,8 +276,8 @@ class Block(nn.Module):
         update = self.attend(torch.addcmul(shift1, rms_norm(x), 1 + scale1), rotation)
         x = torch.addcmul(x, F.dropout(update, self.dropout, self.training), 1 + gate1)
 
-        hidden = F.relu(self.up(torch.addcmul(shift2, rms_norm(x), 1 + scale2)))
-        update = self.down(hidden * hidden)
+        hidden = F.relu(self.up(torch.addcmul(shift2, rms_norm(x), 1 + scale2)), inplace=True)
+        update = self.down(hidden * hidden if torch.is_grad_enabled() else hidden.square_())
         return torch.addcmul(x, F.dropout(update, self.dropout, self.training), 1 + gate2)
 
     def attend(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 from tiny import LABELS, NETWORK, tiny_pipeline
 from torch import nn
 
+from maskimg.hardware import can_compile
 from maskimg.maskgit import MaskGit
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline, Preview, expand_seeds
@@ -321,6 +322,37 @@ def test_pictures_are_drawn_with_weights_in_bf16_and_the_model_stays_exact(tmp_p
     assert {parameter.dtype for parameter in pipeline.generator.parameters()} == {torch.float32}
     pipeline.save_pretrained(tmp_path / "model")
     assert differing(_load(tmp_path / "model").generator, exact.generator) == []
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has deprecations of its own
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
+def test_a_compiled_pipeline_draws_the_same_pictures_up_to_rounding_and_says_that_it_was_compiled():
+    plain, compiled = tiny_pipeline(), _again(tiny_pipeline(), compile=True)
+    sampler = Sampler(steps=3, order="halton")
+    wanted, found = (pipeline.generate("cat", count=4, sampler=sampler) for pipeline in (plain, compiled))
+    torch.compiler.reset()
+    assert (wanted.codes == found.codes).float().mean() > 0.9
+    assert found.recipes[0]["compiled"] is True
+    assert "compiled" not in wanted.recipes[0]
+
+
+def test_without_a_compiler_nobody_is_told_that_it_was_compiled(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match="compiling needs a C\\+\\+ compiler"):
+        _again(tiny_pipeline(), compile=True)
+
+
+def _again(pipeline: Pipeline, **options) -> Pipeline:
+    """A pipeline of the same networks, made with other options."""
+    return Pipeline(
+        pipeline.tokenizer,
+        pipeline.net,
+        pipeline.critic,
+        labels=pipeline.labels.names,
+        device="cpu",
+        dtype="fp32",
+        **options,
+    )
 
 
 def test_in_fp32_there_is_no_second_copy_of_the_weights(pipeline):

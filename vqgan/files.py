@@ -104,12 +104,13 @@ def write_module(directory: Path, config: dict[str, Any], module: nn.Module, dty
 
 
 def read_config(directory: Path, config_type: type[Config]) -> Config:
-    """config.json as a dataclass; lists become tuples.
+    """config.json as a dataclass; lists become tuples. `architecture`, which names the dataclass, is none of its keys.
 
     Raises:
         ModelError: it is missing or holds keys that this version does not know.
     """
     values = read_json(directory / "config.json")
+    values.pop("architecture", None)
     known = {field.name for field in dataclasses.fields(config_type)}  # pyright: ignore[reportArgumentType]
     unknown = sorted(set(values) - known)
     if unknown:

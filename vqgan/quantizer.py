@@ -18,7 +18,22 @@ from torch import nn
 from vector_quantize_pytorch import FSQ, VectorQuantize
 
 
-class FiniteScalar(nn.Module):
+class Quantizer(nn.Module):
+    """The face that all quantizers share."""
+
+    dim: int
+    vocab_size: int
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents (b, d, h, w) -> quantized latents (b, d, h, w), codes (b, h, w) int64, loss ()."""
+        raise NotImplementedError
+
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (b, h, w) -> quantized latents (b, d, h, w)."""
+        raise NotImplementedError
+
+
+class FiniteScalar(Quantizer):
     """FSQ: each latent channel is rounded to one of `levels[i]` values; the vocabulary is their product."""
 
     def __init__(self, levels: tuple[int, ...]):
@@ -41,7 +56,7 @@ class FiniteScalar(nn.Module):
         return rearrange(vectors, "b (h w) d -> b d h w", h=codes.shape[1], w=codes.shape[2])
 
 
-class Codebook(nn.Module):
+class Codebook(Quantizer):
     """VQ with a cosine codebook of `size` vectors of `dim`, restarted where a code falls out of use."""
 
     def __init__(self, size: int, dim: int):

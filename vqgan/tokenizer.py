@@ -1,19 +1,40 @@
-"""Tokenizer = Encoder + quantizer + Decoder."""
+"""Tokenizer = Encoder + quantizer + Decoder, whatever architecture these three come from."""
 
 import dataclasses
+import math
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
 
 from vqgan import files
 from vqgan.network import Decoder, Encoder
-from vqgan.quantizer import Codebook, FiniteScalar
+from vqgan.quantizer import Codebook, FiniteScalar, Quantizer
+
+
+class Architecture(Protocol):
+    """The configuration of an encoder, a quantizer and a decoder that fit each other; a frozen dataclass.
+
+    config.json holds its fields, and its `architecture` by name where that is not our own.
+    """
+
+    architecture: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict]
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token side."""
+        ...
+
+    def build(self) -> tuple[nn.Module, Quantizer, nn.Module]:
+        """Images (b, 3, H, W) in [-1, 1] -> latents (b, d, h, w) -> quantized latents, codes, loss -> images."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """What a tokenizer is made of.
+    """What a tokenizer of our own architecture is made of.
 
     Attributes:
         quantizer: `fsq` or `vq`.
@@ -22,6 +43,8 @@ class TokenizerConfig:
         channels: network width at each halving of the resolution; the stride is 2 ** len(channels).
         encoder_blocks, decoder_blocks: residual blocks per resolution.
     """
+
+    architecture: ClassVar[str] = "maskimg"
 
     quantizer: str = "fsq"
     levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -37,10 +60,23 @@ class TokenizerConfig:
 
     @property
     def vocab_size(self) -> int:
-        size = 1
-        for level in self.levels:
-            size *= level
-        return size if self.quantizer == "fsq" else self.codebook_size
+        return math.prod(self.levels) if self.quantizer == "fsq" else self.codebook_size
+
+    def build(self) -> tuple[nn.Module, Quantizer, nn.Module]:
+        if self.quantizer not in ("fsq", "vq"):
+            raise ValueError(f"quantizer must be `fsq` or `vq`, got `{self.quantizer}`")
+        if self.quantizer == "fsq":
+            quantizer = FiniteScalar(self.levels)
+        else:
+            quantizer = Codebook(self.codebook_size, self.codebook_dim)
+        return (
+            Encoder(quantizer.dim, self.channels, self.encoder_blocks),
+            quantizer,
+            Decoder(quantizer.dim, self.channels, self.decoder_blocks),
+        )
+
+
+ARCHITECTURES: dict[str, type] = {kind.architecture: kind for kind in (TokenizerConfig,)}
 
 
 class Tokenizer(nn.Module):
@@ -50,17 +86,10 @@ class Tokenizer(nn.Module):
     the stride can be encoded.
     """
 
-    def __init__(self, config: TokenizerConfig = TokenizerConfig()):
+    def __init__(self, config: Architecture = TokenizerConfig()):
         super().__init__()
-        if config.quantizer not in ("fsq", "vq"):
-            raise ValueError(f"quantizer must be `fsq` or `vq`, got `{config.quantizer}`")
         self.config = config
-        if config.quantizer == "fsq":
-            self.quantizer = FiniteScalar(config.levels)
-        else:
-            self.quantizer = Codebook(config.codebook_size, config.codebook_dim)
-        self.encoder = Encoder(self.quantizer.dim, config.channels, config.encoder_blocks)
-        self.decoder = Decoder(self.quantizer.dim, config.channels, config.decoder_blocks)
+        self.encoder, self.quantizer, self.decoder = config.build()
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -119,7 +148,13 @@ class Tokenizer(nn.Module):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json, model.safetensors and manifest.json to `directory`, whole or not at all."""
         with files.atomic_directory(directory) as temporary:
-            files.write_module(temporary, dataclasses.asdict(self.config), self)
+            self.write(temporary)
+
+    def write(self, directory: Path, dtype: torch.dtype | None = None) -> None:
+        """config.json and model.safetensors, its floating-point numbers as `dtype`."""
+        own = self.config.architecture == TokenizerConfig.architecture
+        kind = {} if own else {"architecture": self.config.architecture}
+        files.write_module(directory, kind | dataclasses.asdict(self.config), self, dtype)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "Tokenizer":
@@ -135,7 +170,12 @@ class Tokenizer(nn.Module):
     @classmethod
     def from_directory(cls, directory: Path) -> "Tokenizer":
         """The tokenizer of an already verified directory with config.json and model.safetensors."""
-        config = files.read_config(directory, TokenizerConfig)
+        kind = files.read_json(directory / "config.json").get("architecture", TokenizerConfig.architecture)
+        if kind not in ARCHITECTURES:
+            raise files.ModelError(
+                f"`{directory}` is a tokenizer of the unknown architecture `{kind}`: upgrade maskimg"
+            )
+        config = files.read_config(directory, ARCHITECTURES[kind])
         return files.read_weights(directory, cls(config)).eval()
 
     def push_to_hub(self, repository: str, **options) -> str:
