@@ -1,24 +1,31 @@
-"""Both quantizers keep one promise: codes name the very vectors that the decoder was trained on."""
+"""All quantizers keep one promise: codes name the very vectors that the decoder was trained on."""
 
 import pytest
 import torch
 from helpers import stirred
 
-from vqgan.quantizer import Codebook, FiniteScalar
+from vqgan import quantizer as quantizers
+from vqgan.quantizer import Codebook, FiniteScalar, LinearCodebook, Signs
 
 
-def _codebook(size: int = 32, dim: int = 8) -> Codebook:
+def _codebook(size: int = 32, dim: int = 8, **options) -> Codebook:
     """A VQ codebook in use, whose rows no longer have length 1.
 
     LlamaGen normalises at look-up only, which nobody sees while the rows still have the length they start with.
     """
-    quantizer = Codebook(size, dim)
+    quantizer = Codebook(size, dim, **options)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         quantizer.train()(_latents(dim, h=16, w=16))
     book = quantizer.vq._codebook.embed
     book.data.mul_(torch.linspace(0.5, 2, size)[None, :, None])
     return quantizer.eval()
+
+
+def _linear_codebook() -> LinearCodebook:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LinearCodebook(32, 8).eval()
 
 
 def _latents(dim: int, *, b: int = 2, h: int = 8, w: int = 8, seed: int = 0) -> torch.Tensor:
@@ -29,6 +36,11 @@ QUANTIZERS = {
     "fsq": lambda: FiniteScalar((8, 5, 5, 5)).eval(),
     "vq": _codebook,
     "vq of 3": lambda: _codebook(16, 3),
+    "vq by distance": lambda: _codebook(cosine=False),
+    "vq by rotation": lambda: _codebook(rotation=True),
+    "simvq": _linear_codebook,
+    "lfq": lambda: Signs(64, spherical=False).eval(),
+    "bsq": lambda: Signs(64, spherical=True).eval(),
 }
 
 
@@ -114,3 +126,89 @@ def test_a_quantizer_of_fsq_has_nothing_to_learn_or_to_save():
     quantizer = stirred(FiniteScalar((8, 5, 5, 5)))
     assert not list(quantizer.parameters())
     assert not quantizer.state_dict()
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_bits_make_a_power_of_two(size):
+    with pytest.raises(ValueError, match=f"power of two, got {size}"):
+        Signs(size, spherical=True)
+
+
+def test_a_code_of_signs_is_its_bits():
+    codes = torch.arange(8)[None, None]
+    for spherical, length in ((False, 1.0), (True, 3**-0.5)):
+        vectors = Signs(8, spherical=spherical).eval().lookup(codes)[0, :, 0].T
+        assert vectors.abs().unique().tolist() == pytest.approx([length])
+        bits = (vectors > 0).long()
+        assert (bits * torch.tensor([4, 2, 1])).sum(1).tolist() == list(range(8))
+
+
+def test_the_loss_of_signs_asks_for_all_codes_to_be_used():
+    """Tokens that all have the same code cost more than tokens spread over the codes."""
+    quantizer = Signs(16, spherical=False).train()
+    spread = torch.where(quantizer.lookup(torch.arange(16).reshape(1, 4, 4)) > 0, 1.0, -1.0)
+    same = spread[:, :, :1, :1].expand_as(spread)
+    assert quantizer(spread)[2] < quantizer(same)[2] - 0.1
+
+
+def test_the_entropy_of_signs_looks_at_a_sample_of_the_tokens():
+    """The library would compare each of 10,000 tokens with each code, whatever the weight of the entropy."""
+    quantizer = Signs(16, spherical=False).train()
+    quantizer(_latents(4, b=1, h=100, w=100))
+    assert quantizer.lfq.frac_per_sample_entropy == pytest.approx(quantizers.ENTROPY_TOKENS / 10_000)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_numbers_of_a_quantizer_stay_in_fp32(name):
+    """The averages of a codebook in bf16 stand still: a hundredth of a code's count is less than its last bit."""
+    quantizer = QUANTIZERS[name]().bfloat16()
+    assert {t.dtype for t in quantizer.state_dict().values() if t.is_floating_point()} <= {torch.float32}
+    before = QUANTIZERS[name]()
+    assert torch.equal(quantizer(_latents(quantizer.dim))[1], before(_latents(quantizer.dim))[1])
+
+
+def _used_after_the_latents_moved(cosine: bool) -> int:
+    """Of 32 codes: all began on one side, and all latents went over to the other."""
+    quantizer = Codebook(32, 4, cosine=cosine).train()
+    here = torch.tensor([1.0, 0, 0, 0])[:, None, None]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        quantizer(here + 0.1 * _latents(4, h=16, w=16))
+        for i in range(300):
+            quantizer(0.1 * _latents(4, h=16, w=16, seed=i) - here)
+    return quantizer.eval()(0.1 * _latents(4, b=8, h=16, w=16, seed=1000) - here)[1].unique().numel()
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_codes_that_fall_out_of_use_are_restarted(cosine, monkeypatch):
+    assert _used_after_the_latents_moved(cosine) >= 30
+    monkeypatch.setattr(quantizers, "RESTART", 0.0)
+    assert _used_after_the_latents_moved(cosine) < 5
+
+
+@pytest.mark.parametrize(("restart", "few"), [(0.1, True), (1.6, False)])
+def test_live_codes_are_not_restarted_where_a_batch_has_fewer_tokens_than_codes(restart, few, monkeypatch):
+    """16 tokens a batch for 256 codes: 0.1 of a batch is more than a live code has. 1.6 undoes the correction."""
+    monkeypatch.setattr(quantizers, "RESTART", restart)
+    quantizer = Codebook(256, 4).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        batches = _latents(4, b=16, h=4, w=4).split(1)
+        quantizer(_latents(4, h=16, w=16))
+        for _ in range(20):
+            for batch in batches:
+                quantizer(batch)
+        before = quantizer.vq.codebook.clone()
+        for batch in batches:
+            quantizer(batch)
+    jumped = ((quantizer.vq.codebook - before).norm(dim=-1) > 0.5).sum()
+    assert bool(jumped < 16) is few
+
+
+def test_a_first_batch_smaller_than_the_codebook_is_enough_to_begin():
+    quantizer = Codebook(64, 4).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for i in range(100):
+            quantizer(_latents(4, b=1, h=4, w=4, seed=i))
+    assert quantizer.eval()(_latents(4, h=32, w=32))[1].unique().numel() > 50

@@ -6,11 +6,15 @@ from helpers import differing, stirred
 
 from vqgan import Tokenizer, TokenizerConfig
 from vqgan.files import ModelError
+from vqgan.network import Attention
 
 SMALL = {"channels": (16, 16), "encoder_blocks": 1, "decoder_blocks": 1}
 CONFIGS = {
     "fsq": TokenizerConfig(levels=(4, 4, 4), **SMALL),
     "vq": TokenizerConfig(quantizer="vq", codebook_size=32, codebook_dim=8, **SMALL),
+    "simvq": TokenizerConfig(quantizer="simvq", codebook_size=32, codebook_dim=4, attention=1, **SMALL),
+    "lfq": TokenizerConfig(quantizer="lfq", codebook_size=32, **SMALL),
+    "bsq": TokenizerConfig(quantizer="bsq", codebook_size=32, attention=2, **SMALL),
 }
 
 
@@ -122,8 +126,8 @@ def test_configurations_count_their_codes_and_pixels():
 
 
 def test_an_unknown_quantizer_is_refused():
-    with pytest.raises(ValueError, match="quantizer must be `fsq` or `vq`, got `lfq`"):
-        Tokenizer(TokenizerConfig(quantizer="lfq"))
+    with pytest.raises(ValueError, match="quantizer must be one of fsq, vq, lfq, bsq, simvq, got `none`"):
+        Tokenizer(TokenizerConfig(quantizer="none"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -140,3 +144,34 @@ def test_a_saved_tokenizer_comes_back_bit_for_bit(name, tmp_path):
 def test_a_tokenizer_that_is_nowhere_is_reported(tmp_path):
     with pytest.raises(ModelError, match="there is no model directory"):
         Tokenizer.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("halvings", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("attention", [0, 1])
+def test_strides_from_2_to_32_and_pictures_that_are_not_square(halvings, attention):
+    tokenizer = Tokenizer(
+        TokenizerConfig(levels=(4, 4), channels=(16,) * halvings, decoder_blocks=1, attention=attention)
+    ).eval()
+    stride = 2**halvings
+    codes = tokenizer.encode(_images(2, 2 * stride, 3 * stride))
+    assert tokenizer.stride == stride
+    assert codes.shape == (2, 2, 3)
+    assert tokenizer.decode(codes).shape == (2, 3, 2 * stride, 3 * stride)
+
+
+def test_attention_compares_every_cell_with_every_other():
+    attention = stirred(Attention(8), size=0.5)
+    x = torch.randn(2, 8, 3, 5, generator=torch.Generator().manual_seed(0))
+    q, k, v = attention.to_qkv(attention.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (b, cells, c) each
+    update = ((q @ k.transpose(1, 2)) / 8**0.5).softmax(-1) @ v
+    expected = x + attention.to_out(update.transpose(1, 2).reshape(x.shape))
+    torch.testing.assert_close(attention(x), expected)
+    assert not torch.allclose(attention(x), x)
+
+
+def test_a_codebook_is_not_rounded_where_the_other_weights_are(tmp_path):
+    tokenizer = _tokenizer("vq")
+    tokenizer.write(tmp_path, torch.bfloat16)
+    again = Tokenizer.from_directory(tmp_path)
+    assert torch.equal(again.quantizer.vq.codebook, tokenizer.quantizer.vq.codebook)
+    assert not torch.equal(again.encoder.layers[1].weight, tokenizer.encoder.layers[1].weight)

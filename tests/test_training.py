@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import math
 
 import pytest
@@ -23,6 +24,7 @@ from maskimg.training.run import Budget, Run, TrainingError
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskimg.transformer import MaskedTransformer, TransformerConfig
 from vqgan import Tokenizer, TokenizerConfig
+from vqgan.discriminator import Watchdog
 from vqgan.files import ModelError
 from vqgan.images import load_image, normalize, to_tensor
 
@@ -167,6 +169,8 @@ def test_a_loss_that_is_no_number_never_reaches_a_checkpoint(tmp_path, monkeypat
         {"perceptual_weight": 0.0},
         {"flip": False, "shift": 0},
         {"adversarial_weight": 0.1},
+        {"adversarial_weight": 0.1, "adversarial_start": 0.0, "discriminator_check": "r1"},
+        {"adversarial_weight": 0.1, "adversarial_warmup": 0.0, "discriminator_check": "none"},
     ],
 )
 def test_a_tokenizer_can_be_trained_in_other_ways(tmp_path, options):
@@ -176,9 +180,36 @@ def test_a_tokenizer_can_be_trained_in_other_ways(tmp_path, options):
     assert load_image(run.directory / "reconstructions.png").size == (2 * 18 + 2, 2 * 18 + 2)
 
 
+def test_the_discriminator_joins_late_and_gently():
+    training = TokenizerTraining(adversarial_weight=0.2, adversarial_start=0.5, adversarial_warmup=0.1)
+    weights = [training.adversarial_weight_at(progress) for progress in (0, 0.49, 0.55, 0.6, 1)]
+    assert weights == pytest.approx([0, 0, 0.102, 0.2, 0.2])
+    assert TokenizerTraining().adversarial_weight_at(1) == 0
+
+
+def test_the_discriminator_is_paused_while_it_harms(tmp_path, monkeypatch):
+    """With a watchdog that always barks the decoder never hears of the discriminator, which goes on learning."""
+    options = {"adversarial_weight": 10.0, "adversarial_start": 0.0}
+    plain, _ = _tokenizer(tmp_path / "plain", adversarial_weight=0.0)
+    heard, _ = _tokenizer(tmp_path / "heard", **options)
+    monkeypatch.setattr(Watchdog, "look", lambda self, loss: False)
+    paused, _ = _tokenizer(tmp_path / "paused", **options)
+    assert differing(paused, plain) == []
+    assert differing(heard, plain)
+
+
+def test_the_log_tells_how_the_codebook_is_used(tmp_path):
+    model, run = _tokenizer(tmp_path / "run")
+    last = json.loads((run.directory / "log.jsonl").read_text().splitlines()[-1])
+    assert 0 < last["codes_used"] <= 1
+    assert 0 <= last["codes_entropy"] <= math.log2(model.vocab_size)
+
+
 def test_perceptual_losses_that_cannot_be_had_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="perceptual must be `random` or `classifier`, got `vgg`"):
-        _tokenizer(tmp_path / "run", perceptual="vgg")
+    with pytest.raises(ValueError, match="perceptual must be one of random, classifier, .*, got `eyes`"):
+        _tokenizer(tmp_path / "run", perceptual="eyes")
+    with pytest.raises(ValueError, match="discriminator_check must be one of none, lecam, r1, got `police`"):
+        _tokenizer(tmp_path / "run", discriminator_check="police")
     plain = dataclasses.replace(tiny_pictures(), fields={}, labels=torch.zeros(12, 0, dtype=torch.int64))
     with pytest.raises(ValueError, match="needs labelled pictures: use `random`"):
         _tokenizer(tmp_path / "run", pictures=plain, perceptual="classifier")

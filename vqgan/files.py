@@ -93,12 +93,17 @@ def verify(directory: str | Path) -> None:
 
 
 def write_module(directory: Path, config: dict[str, Any], module: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """config.json and model.safetensors of one network; `dtype` narrows its floating-point tensors."""
+    """config.json and model.safetensors of one network.
+
+    Args:
+        dtype: narrows its floating-point tensors, but for a quantizer's: a rounded codebook gives other codes.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", config)
     tensors = {}
     for name, tensor in module.state_dict().items():
-        narrow = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+        exact = not dtype or not tensor.is_floating_point() or name.startswith("quantizer.")
+        narrow = tensor.dtype if exact else dtype
         tensors[name] = tensor.detach().to("cpu", narrow).contiguous()
     save_file(tensors, directory / WEIGHTS)
 

@@ -1,9 +1,11 @@
-"""What a tokenizer is trained on, with no downloaded weights: pixels, edges, random features, a patch critic.
+"""What a tokenizer's pictures are compared by: pixels, edges, and the features of a frozen network.
 
-All functions take images (b, 3, H, W) in [-1, 1]; all losses are means, so weights do not depend on sizes.
+Random features and those of a classifier of one's own need no download; VGG, LPIPS and ResNet-50 do, once. All
+take images (b, 3, H, W) in [-1, 1] twice and give a mean (), so weights do not depend on sizes.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -68,28 +70,91 @@ def random_perceptual(channels: tuple[int, ...] = (16, 32, 64), seed: int = 0) -
     return Perceptual(stages)
 
 
-class PatchDiscriminator(nn.Module):
-    """Images (b, 3, H, W) -> one logit per patch (b, 1, y, x): high where the patch looks real (Isola et al. 2017)."""
+def vgg_perceptual() -> Perceptual:
+    """The five stages of torchvision's VGG-16, trained on ImageNet (Johnson et al. 2016, arXiv 1603.08155).
 
-    def __init__(self, channels: tuple[int, ...] = (32, 64, 128)):
+    Raises:
+        WeightsError: the weights are not on this machine and cannot be fetched.
+    """
+    from torchvision.models import VGG16_Weights, vgg16
+
+    with _fetching("VGG-16"):
+        layers = list(vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features.children())
+    ends = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    # Each stage ends before its pooling, which then begins the next one; a ReLU in place would alter what is compared.
+    starts = [0, *ends[:-1]]
+    stages = [
+        nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in layers[start:end]))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return Perceptual([nn.Sequential(ImageNetScale(), stages[0]), *stages[1:]])
+
+
+class Lpips(nn.Module):
+    """LPIPS as published (Zhang et al. 2018, arXiv 1801.03924), by the `lpips` package: images twice -> ().
+
+    Raises:
+        WeightsError: the package is not installed, or its VGG weights cannot be fetched.
+    """
+
+    def __init__(self):
         super().__init__()
-        layers: list[nn.Module] = []
-        previous = 3
-        for width in channels:
-            layers += [nn.PixelUnshuffle(2), nn.Conv2d(4 * previous, width, 3, padding=1), nn.LeakyReLU(0.2)]
-            previous = width
-        self.layers = nn.Sequential(*layers, nn.Conv2d(previous, 1, 3, padding=1))
-        self.to(memory_format=torch.channels_last)
+        try:
+            import lpips  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise WeightsError("LPIPS needs the package lpips: `pip install 'maskimg[eval]'`") from error
+        with _fetching("LPIPS"):
+            self.lpips = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.lpips(images, targets).float().mean()
+
+
+class LogitDistance(nn.Module):
+    """Mean squared difference of a frozen classifier's logits; MaskGIT's and VQGAN+'s perceptual loss with ResNet-50.
+
+    Weber et al. 2024, "MaskBit", arXiv 2409.16211, section 3.
+    """
+
+    def __init__(self, classifier: nn.Module):
+        super().__init__()
+        self.classifier = nn.Sequential(ImageNetScale(), classifier).eval().requires_grad_(False)
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        both = torch.cat((images, targets)).contiguous(memory_format=torch.channels_last)
+        if both.shape[-1] < 224:  # what ImageNet's classifiers were trained at
+            both = F.interpolate(both, size=(224, 224), mode="bilinear", antialias=True)
+        ours, theirs = self.classifier(both).float().chunk(2)
+        return (ours - theirs).square().mean()
+
+
+def resnet_perceptual() -> LogitDistance:
+    """Raises: WeightsError: the weights are not on this machine and cannot be fetched."""
+    from torchvision.models import ResNet50_Weights, resnet50
+
+    with _fetching("ResNet-50"):
+        return LogitDistance(resnet50(weights=ResNet50_Weights.IMAGENET1K_V1))
+
+
+class ImageNetScale(nn.Module):
+    """Images in [-1, 1] -> the mean and spread that torchvision's ImageNet networks expect."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.layers(images)
+        mean = images.new_tensor([0.485, 0.456, 0.406])[:, None, None]
+        spread = images.new_tensor([0.229, 0.224, 0.225])[:, None, None]
+        return ((images + 1) / 2 - mean) / spread
 
 
-def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Hinge loss of the discriminator's logits on real and reconstructed pictures."""
-    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
+class WeightsError(ValueError):
+    """Weights that must be downloaded once and cannot be; the message says what to use instead."""
 
 
-def adversarial_loss(fake: torch.Tensor) -> torch.Tensor:
-    """What the decoder adds to please the discriminator."""
-    return -fake.float().mean()
+@contextlib.contextmanager
+def _fetching(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"the weights of {name} are not on this machine and cannot be fetched ({error}): "
+            "connect once, or use the perceptual loss `random` or `classifier`, which need none"
+        ) from error

@@ -9,6 +9,7 @@ Shapes: b images, H W pixels, h w latent cells (H = h * stride), d latent channe
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 
@@ -27,6 +28,22 @@ class ResBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(update)))
 
 
+class Attention(nn.Module):
+    """Every cell looks at every other one, in one head; for the lowest resolution. (b, c, y, x) -> the same."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = norm(channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.to_out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.to_out.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = rearrange(self.to_qkv(self.norm(x)), "b (qkv c) y x -> qkv b 1 (y x) c", qkv=3)
+        update = F.scaled_dot_product_attention(*qkv.unbind(0))
+        return x + self.to_out(rearrange(update, "b 1 (y x) c -> b c y x", y=x.shape[2]))
+
+
 class Encoder(nn.Module):
     """Images (b, 3, H, W) in [-1, 1] -> latents (b, d, h, w).
 
@@ -34,9 +51,10 @@ class Encoder(nn.Module):
         dim: latent channels d.
         channels: width at each halving of the resolution; the stride is 2 ** len(channels).
         blocks: residual blocks at each resolution.
+        attention: attention blocks at the lowest resolution.
     """
 
-    def __init__(self, dim: int, channels: tuple[int, ...], blocks: int):
+    def __init__(self, dim: int, channels: tuple[int, ...], blocks: int, attention: int = 0):
         super().__init__()
         layers: list[nn.Module] = []
         previous = 3
@@ -44,6 +62,7 @@ class Encoder(nn.Module):
             layers += [nn.PixelUnshuffle(2), nn.Conv2d(4 * previous, width, 3, padding=1)]
             layers += [ResBlock(width) for _ in range(blocks)]
             previous = width
+        layers += [Attention(previous) for _ in range(attention)]
         self.layers = nn.Sequential(*layers, norm(previous), nn.SiLU(), nn.Conv2d(previous, dim, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -56,12 +75,14 @@ class Decoder(nn.Module):
     Args:
         dim, channels: as in the encoder, whose order of widths is reversed here.
         blocks: residual blocks at each resolution.
+        attention: attention blocks at the lowest resolution.
     """
 
-    def __init__(self, dim: int, channels: tuple[int, ...], blocks: int):
+    def __init__(self, dim: int, channels: tuple[int, ...], blocks: int, attention: int = 0):
         super().__init__()
         widths = tuple(reversed(channels))
         layers: list[nn.Module] = [nn.Conv2d(dim, widths[0], 3, padding=1)]
+        layers += [Attention(widths[0]) for _ in range(attention)]
         for width, following in zip(widths, (*widths[1:], 3), strict=True):
             layers += [ResBlock(width) for _ in range(blocks)]
             last = following == 3

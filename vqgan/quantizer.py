@@ -1,36 +1,68 @@
 """Quantizers behind one face; the only file that imports vector_quantize_pytorch.
 
-Each has `dim` and `vocab_size`; called with latents (b, d, h, w) it gives quantized latents (b, d, h, w), codes
-(b, h, w) int64 and a loss (), and `lookup` turns codes (b, h, w) back into quantized latents (b, d, h, w).
-
-FSQ, finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505), is the default: nothing to tune, no state,
-no collapse. VQ is the low-dimensional cosine codebook of ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627), moved by
-exponential averages, with unused codes restarted.
+    fsq    finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505): each channel is rounded. Nothing to tune,
+           no state, no collapse: the default.
+    vq     a learned codebook (van den Oord et al. 2017, arXiv 1711.00937), low-dimensional and cosine as in ViT-VQGAN
+           (Yu et al. 2021, arXiv 2110.04627), moved by exponential averages, unused codes restarted.
+    lfq    lookup-free (Yu et al. 2023, arXiv 2310.05737): the signs of the channels are the bits of the code.
+    bsq    the same on the unit sphere (Zhao et al. 2024, arXiv 2406.07548).
+    simvq  a frozen random codebook seen through one learned linear layer (Zhu et al. 2024, arXiv 2411.02038).
 
 The library says `indices` for the integers and `codes` for the vectors; here, as everywhere in this project,
 `codes` are the integers. It is always given sequences (b, n, d), never images: with a projection inside, its image
 option decodes along the width (1.32). And it is always run in fp32: under bf16, 1 % of the codes would change.
 """
 
+import warnings
+
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
-from vector_quantize_pytorch import FSQ, VectorQuantize
+from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 
 
 class Quantizer(nn.Module):
-    """The face that all quantizers share."""
+    """The face that all quantizers share.
+
+    Attributes:
+        dim: latent channels d.
+        vocab_size: number of codes.
+    """
 
     dim: int
     vocab_size: int
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents (b, d, h, w) -> quantized latents (b, d, h, w), codes (b, h, w) int64, loss ()."""
-        raise NotImplementedError
+        h, w = latents.shape[-2:]
+        with torch.autocast(latents.device.type, enabled=False):
+            quantized, codes, loss = self.quantize(rearrange(latents.float(), "b d h w -> b (h w) d"))
+        quantized = rearrange(quantized, "b (h w) d -> b d h w", h=h, w=w)
+        return quantized, rearrange(codes, "b (h w) -> b h w", h=h, w=w).long(), loss
 
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (b, h, w) -> quantized latents (b, d, h, w)."""
+        with torch.autocast(codes.device.type, enabled=False):
+            vectors = self.vectors(rearrange(codes, "b h w -> b (h w)"))
+        return rearrange(vectors, "b (h w) d -> b d h w", h=codes.shape[1], w=codes.shape[2])
+
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """fp32 latents (b, n, d) -> quantized latents (b, n, d), codes (b, n), loss ()."""
         raise NotImplementedError
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (b, n) -> quantized latents (b, n, d)."""
+        raise NotImplementedError
+
+    def _apply(self, fn, recurse=True):
+        """Numbers move to another device but stay fp32: in bf16 the averages of a codebook stand still."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            there = fn(tensor)
+            return tensor.to(there.device) if tensor.is_floating_point() and not tensor.is_meta else there
+
+        return super()._apply(moved, recurse)
 
 
 class FiniteScalar(Quantizer):
@@ -44,48 +76,107 @@ class FiniteScalar(Quantizer):
         self.dim = len(levels)
         self.vocab_size = int(torch.tensor(levels).prod())
 
-    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        h, w = latents.shape[-2:]
-        with torch.autocast(latents.device.type, enabled=False):
-            quantized, codes = self.fsq(rearrange(latents.float(), "b d h w -> b (h w) d"))
-        quantized = rearrange(quantized, "b (h w) d -> b d h w", h=h, w=w)
-        return quantized, rearrange(codes, "b (h w) -> b h w", h=h, w=w).long(), quantized.new_zeros(())
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        quantized, codes = self.fsq(latents)
+        return quantized, codes, quantized.new_zeros(())
 
-    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
-        vectors = self.fsq.indices_to_codes(rearrange(codes, "b h w -> b (h w)"))
-        return rearrange(vectors, "b (h w) d -> b d h w", h=codes.shape[1], w=codes.shape[2])
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.fsq.indices_to_codes(codes)
 
 
 class Codebook(Quantizer):
-    """VQ with a cosine codebook of `size` vectors of `dim`, restarted where a code falls out of use."""
+    """VQ: a codebook of `size` vectors of `dim`, the mean of the latents it stands for, restarted where out of use.
 
-    def __init__(self, size: int, dim: int):
+    Args:
+        cosine: compare directions, not distances.
+        rotation: pass gradients through a rotation (Fifty et al. 2024, arXiv 2410.06424) instead of straight through;
+            reported to leave codes dead, so it is off.
+    """
+
+    def __init__(self, size: int, dim: int, *, cosine: bool = True, rotation: bool = False):
         super().__init__()
         self.dim, self.vocab_size = dim, size
         self.vq = VectorQuantize(
             dim=dim,
             codebook_size=size,
-            use_cosine_sim=True,
+            use_cosine_sim=cosine,
             decay=0.98,
             commitment_weight=0.25,
             kmeans_init=True,
             kmeans_iters=10,
-            # In tokens per batch, averaged: a batch of 64 pictures of 64 tokens gives each of 4,096 codes one, so a
-            # threshold of 1 would restart live codes for ever.
-            threshold_ema_dead_code=0.1,  # pyright: ignore[reportArgumentType] (any number will do)
-            # Straight-through rather than the rotation trick: the latter is reported to leave codes dead.
-            rotation_trick=False,
+            threshold_ema_dead_code=RESTART,  # pyright: ignore[reportArgumentType] (any number will do)
+            rotation_trick=rotation,
         )
 
-    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if not self.training and not bool(self.vq._codebook.get_buffer("initted")):
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        book = self.vq._codebook
+        if not self.training and not bool(book.get_buffer("initted")):
             raise ValueError("this tokenizer's codebook is empty: train it first")  # looking at it would fill it
-        h, w = latents.shape[-2:]
-        with torch.autocast(latents.device.type, enabled=False):
-            quantized, codes, loss = self.vq(rearrange(latents.float(), "b d h w -> b (h w) d"))
-        quantized = rearrange(quantized, "b (h w) d -> b d h w", h=h, w=w)
-        return quantized, rearrange(codes, "b (h w) -> b h w", h=h, w=w).long(), loss.sum()
+        # In tokens a batch, averaged: where a batch has fewer tokens than codes, live ones have less than one each.
+        tokens = latents.shape[0] * latents.shape[1]
+        book.threshold_ema_dead_code = RESTART * min(1.0, tokens / self.vocab_size)  # pyright: ignore
+        with warnings.catch_warnings():
+            # A first batch with fewer latents than codes gives equal codes, which the restarts then part.
+            warnings.filterwarnings("ignore", message=".*kmeans.*")
+            quantized, codes, loss = self.vq(latents)
+        return quantized, codes, loss.sum()
 
-    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
-        vectors = self.vq.get_output_from_indices(rearrange(codes, "b h w -> b (h w)"))
-        return rearrange(vectors, "b (h w) d -> b d h w", h=codes.shape[1], w=codes.shape[2])
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.vq.get_output_from_indices(codes)
+
+
+RESTART = 0.1  # share of its fair use below which a code is restarted
+
+
+class Signs(Quantizer):
+    """LFQ and BSQ: bit i of a code is the sign of latent channel i; the vocabulary is 2 ** dim.
+
+    The loss makes codes certain for each token and evenly used by all (entropy, weight 0.1 as in MAGVIT-v2), and keeps
+    latents near their codes.
+
+    Args:
+        spherical: BSQ, latents and codes of length 1.
+    """
+
+    def __init__(self, size: int, *, spherical: bool):
+        super().__init__()
+        self.dim, self.vocab_size = size.bit_length() - 1, size
+        if size < 2 or size != 2**self.dim:
+            raise ValueError(f"the codebook_size of lfq and bsq is a power of two, got {size}")
+        self.lfq = LFQ(
+            dim=self.dim, codebook_size=size, entropy_loss_weight=0.1, commitment_loss_weight=0.25, spherical=spherical
+        )
+
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # The library compares every token with every code, whatever the entropy's weight: let it look at a sample.
+        tokens = latents.shape[0] * latents.shape[1]
+        self.lfq.frac_per_sample_entropy = min(1.0, ENTROPY_TOKENS / tokens)
+        quantized, codes, loss = self.lfq(latents)
+        return quantized, codes, loss.sum()
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.lfq.indices_to_codes(codes)
+
+
+ENTROPY_TOKENS = 2048
+
+
+class LinearCodebook(Quantizer):
+    """SimVQ: all codes move together, through one linear layer, so none is left behind.
+
+    Straight through rather than by the library's default, the rotation trick, whose loss is reported to explode here.
+    """
+
+    def __init__(self, size: int, dim: int, *, rotation: bool = False):
+        super().__init__()
+        self.dim, self.vocab_size = dim, size
+        self.simvq = SimVQ(dim=dim, codebook_size=size, rotation_trick=rotation)
+
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        quantized, codes, loss = self.simvq(latents)
+        if not self.training:  # straight through, x + (code - x), is rounded
+            return self.vectors(codes), codes, loss.new_zeros(())
+        return quantized, codes, loss
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        return F.embedding(codes, self.simvq.codebook)

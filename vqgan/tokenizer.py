@@ -10,7 +10,7 @@ from torch import nn
 
 from vqgan import files
 from vqgan.network import Decoder, Encoder
-from vqgan.quantizer import Codebook, FiniteScalar, Quantizer
+from vqgan.quantizer import Codebook, FiniteScalar, LinearCodebook, Quantizer, Signs
 
 
 class Architecture(Protocol):
@@ -37,11 +37,15 @@ class TokenizerConfig:
     """What a tokenizer of our own architecture is made of.
 
     Attributes:
-        quantizer: `fsq` or `vq`.
+        quantizer: `fsq`, `vq`, `lfq`, `bsq` or `simvq`; see `vqgan.quantizer`.
         levels: FSQ's values per latent channel; the vocabulary is their product.
-        codebook_size, codebook_dim: VQ's number of codes and their dimension.
-        channels: network width at each halving of the resolution; the stride is 2 ** len(channels).
+        codebook_size: number of codes of the others; a power of two for lfq and bsq.
+        codebook_dim: latent channels of vq and simvq.
+        cosine: vq compares directions rather than distances.
+        rotation: vq and simvq pass gradients by the rotation trick rather than straight through.
+        channels: network width at each halving of the resolution; the stride is 2 ** len(channels), 2 to 32.
         encoder_blocks, decoder_blocks: residual blocks per resolution.
+        attention: attention blocks at the lowest resolution, in encoder and decoder each.
     """
 
     architecture: ClassVar[str] = "maskimg"
@@ -50,9 +54,12 @@ class TokenizerConfig:
     levels: tuple[int, ...] = (8, 5, 5, 5)
     codebook_size: int = 1024
     codebook_dim: int = 8
+    cosine: bool = True
+    rotation: bool = False
     channels: tuple[int, ...] = (64, 128)
     encoder_blocks: int = 1
     decoder_blocks: int = 2
+    attention: int = 0
 
     @property
     def stride(self) -> int:
@@ -63,19 +70,28 @@ class TokenizerConfig:
         return math.prod(self.levels) if self.quantizer == "fsq" else self.codebook_size
 
     def build(self) -> tuple[nn.Module, Quantizer, nn.Module]:
-        if self.quantizer not in ("fsq", "vq"):
-            raise ValueError(f"quantizer must be `fsq` or `vq`, got `{self.quantizer}`")
-        if self.quantizer == "fsq":
-            quantizer = FiniteScalar(self.levels)
-        else:
-            quantizer = Codebook(self.codebook_size, self.codebook_dim)
+        quantizer = self._quantizer()
         return (
-            Encoder(quantizer.dim, self.channels, self.encoder_blocks),
+            Encoder(quantizer.dim, self.channels, self.encoder_blocks, self.attention),
             quantizer,
-            Decoder(quantizer.dim, self.channels, self.decoder_blocks),
+            Decoder(quantizer.dim, self.channels, self.decoder_blocks, self.attention),
         )
 
+    def _quantizer(self) -> Quantizer:
+        size, dim = self.codebook_size, self.codebook_dim
+        match self.quantizer:
+            case "fsq":
+                return FiniteScalar(self.levels)
+            case "vq":
+                return Codebook(size, dim, cosine=self.cosine, rotation=self.rotation)
+            case "lfq" | "bsq":
+                return Signs(size, spherical=self.quantizer == "bsq")
+            case "simvq":
+                return LinearCodebook(size, dim, rotation=self.rotation)
+        raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got `{self.quantizer}`")
 
+
+QUANTIZERS = ("fsq", "vq", "lfq", "bsq", "simvq")
 ARCHITECTURES: dict[str, type] = {kind.architecture: kind for kind in (TokenizerConfig,)}
 
 

@@ -73,17 +73,22 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> torch.Te
 
 
 class Ema:
-    """Exponential moving average of a module's weights, with a ramp so that short runs profit too."""
+    """Exponential moving average of a module's weights, with a ramp so that short runs profit too.
+
+    Buffers are copied: a codebook that moves by averages is one already, and averaged again its restarted codes would
+    lie between where they were and where they are.
+    """
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
+        self.averaged = {name for name, _ in module.named_parameters()}
         self.shadow = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point():
+            if name in self.averaged:
                 self.shadow[name].lerp_(tensor, 1 - decay)
             else:
                 self.shadow[name].copy_(tensor)

@@ -12,15 +12,24 @@ from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.pictures import Pictures, move
 from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
 from vqgan import Tokenizer, TokenizerConfig
-from vqgan.images import normalize, paired_sheet, to_pil
-from vqgan.loss import (
+from vqgan.discriminator import (
+    LeCam,
     PatchDiscriminator,
-    Perceptual,
+    Watchdog,
     adversarial_loss,
     discriminator_loss,
+    r1_penalty,
+)
+from vqgan.images import normalize, paired_sheet, to_pil
+from vqgan.loss import (
+    Lpips,
+    Perceptual,
     random_perceptual,
     reconstruction_loss,
+    resnet_perceptual,
+    vgg_perceptual,
 )
+from vqgan.usage import CodeUsage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +39,15 @@ class TokenizerTraining:
     Attributes:
         batch_size: pictures per step.
         learning_rate, weight_decay: AdamW's.
-        perceptual: whose features the perceptual loss compares: those of a `random` network, or of a `classifier`
-            trained first on the same labelled pictures (sharper where there are labels).
+        perceptual: whose features the perceptual loss compares: those of a `random` network, of a `classifier`
+            trained first on the same labelled pictures (sharper where there are labels), or of networks whose weights
+            are fetched once: `vgg`, `lpips` or `resnet50` (its logits, as MaskGIT has it).
         perceptual_weight: of that loss; 0 leaves it out.
         classifier_steps: how long that classifier is trained.
         adversarial_weight: of the patch discriminator; 0 leaves it out.
         adversarial_start: the share of training after which the discriminator joins.
+        adversarial_warmup: the share of training in which its weight then grows from 0.
+        discriminator_check: what keeps it from learning the pictures by heart: `none`, `lecam` or `r1`.
         flip: mirror half of the pictures (the tokenizer need not know which way round a picture is).
         shift: move each picture by up to so many pixels.
         ema_decay: of the averaged weights that are kept.
@@ -50,10 +62,32 @@ class TokenizerTraining:
     classifier_steps: int = 600
     adversarial_weight: float = 0.0
     adversarial_start: float = 0.5
+    adversarial_warmup: float = 0.1
+    discriminator_check: str = "lecam"
     flip: bool = True
     shift: int = 2
     ema_decay: float = 0.999
     seed: int = 0
+
+    def __post_init__(self):
+        if self.perceptual not in PERCEPTUAL:
+            raise ValueError(f"perceptual must be one of {', '.join(PERCEPTUAL)}, got `{self.perceptual}`")
+        if self.discriminator_check not in CHECKS:
+            raise ValueError(
+                f"discriminator_check must be one of {', '.join(CHECKS)}, got `{self.discriminator_check}`"
+            )
+
+    def adversarial_weight_at(self, progress: float) -> float:
+        """At this share of training: 0 until the discriminator joins, then a ramp."""
+        since = progress - self.adversarial_start
+        if since < 0:
+            return 0.0
+        return self.adversarial_weight * min(1.0, (since + 1e-3) / max(self.adversarial_warmup, 1e-3))
+
+
+PERCEPTUAL = ("random", "classifier", "vgg", "lpips", "resnet50")
+CHECKS = ("none", "lecam", "r1")
+R1_EVERY = 16  # steps: the penalty costs a second backward pass
 
 
 def train_tokenizer(
@@ -79,13 +113,23 @@ def train_tokenizer(
         torch.manual_seed(training.seed)
         model = Tokenizer(config).to(where)
         discriminator = PatchDiscriminator().to(where)
+    lecam, watchdog, usage = LeCam().to(where), Watchdog(), CodeUsage(model.vocab_size).to(where)
     optimizer = _adamw(model, training)
     opponent = _adamw(discriminator, training)
     ema = Ema(model, training.ema_decay)
 
     identity = {"tokenizer": dataclasses.asdict(config), "training": dataclasses.asdict(training)}
     run = Run(directory, budget, describe="tokenizer", identity={**identity, "data": pictures.fingerprint})
-    run.restore(model=model, ema=ema, optimizer=optimizer, discriminator=discriminator, opponent=opponent)
+    run.restore(
+        model=model,
+        ema=ema,
+        optimizer=optimizer,
+        discriminator=discriminator,
+        opponent=opponent,
+        lecam=lecam,
+        watchdog=watchdog,
+        usage=usage,
+    )
     shown = int(10 * run.budget.progress(run.step, run.seconds))
     perceptual = _perceptual(pictures, training).to(where)
 
@@ -103,29 +147,40 @@ def train_tokenizer(
         # Reconstruct, and compare pixels, edges and features.
         with autocast(where, number_format):
             reconstructions, codes, commitment = model(images)
-            loss = reconstruction_loss(reconstructions, images) + commitment
+            pixel_loss = reconstruction_loss(reconstructions, images)
+            loss = pixel_loss + commitment
             if training.perceptual_weight:
                 loss = loss + training.perceptual_weight * perceptual(reconstructions, images)
-            adversarial = training.adversarial_weight > 0 and progress >= training.adversarial_start
-            if adversarial:
-                loss = loss + training.adversarial_weight * adversarial_loss(discriminator(reconstructions))
+            weight = training.adversarial_weight_at(progress)
+            if training.adversarial_weight and not watchdog.look(pixel_loss.item()):
+                weight = 0.0
+            if weight:
+                loss = loss + weight * adversarial_loss(discriminator(reconstructions))
 
         run.require_finite(loss)
+        figures: dict[str, torch.Tensor | float] = {"loss": loss, "pixel_loss": pixel_loss}
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         ema.update(model, step)
 
-        # Let the discriminator catch up.
-        if adversarial:
+        # Let the discriminator catch up; it goes on learning while it is paused.
+        if training.adversarial_weight_at(progress):
             with autocast(where, number_format):
-                opponent_loss = discriminator_loss(discriminator(images), discriminator(reconstructions.detach()))
+                real, fake = discriminator(images), discriminator(reconstructions.detach())
+                opponent_loss = discriminator_loss(real, fake)
+                if training.discriminator_check == "lecam":
+                    opponent_loss = opponent_loss + 0.01 * lecam(real, fake)
+            if training.discriminator_check == "r1" and step % R1_EVERY == 0:
+                opponent_loss = opponent_loss + R1_EVERY * r1_penalty(discriminator, images)
             opponent.zero_grad(set_to_none=True)
             opponent_loss.backward()
             opponent.step()
+            figures |= {"discriminator_loss": opponent_loss, "discriminator_paused": float(watchdog.paused)}
 
-        run.log(loss=loss, codes_in_batch=codes.unique().numel())
+        usage.add(codes)
+        run.log(**figures, codes_used=usage.share, codes_entropy=usage.entropy)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
             write_reconstructions(_averaged(model, ema), unseen, run.directory / "reconstructions.png")
@@ -154,11 +209,16 @@ def write_reconstructions(model: Tokenizer, pixels: torch.Tensor, path: Path, co
     paired_sheet(pairs, min(16, len(pairs))).save(path)
 
 
-def _perceptual(pictures: Pictures, training: TokenizerTraining) -> Perceptual:
-    if training.perceptual == "random":
-        return random_perceptual()
-    if training.perceptual != "classifier":
-        raise ValueError(f"perceptual must be `random` or `classifier`, got `{training.perceptual}`")
+def _perceptual(pictures: Pictures, training: TokenizerTraining) -> nn.Module:
+    match training.perceptual:
+        case "random":
+            return random_perceptual()
+        case "vgg":
+            return vgg_perceptual()
+        case "lpips":
+            return Lpips()
+        case "resnet50":
+            return resnet_perceptual()
     if not pictures.fields:
         raise ValueError("a perceptual loss by `classifier` needs labelled pictures: use `random`")
     train = pictures.part(held_out=False)
