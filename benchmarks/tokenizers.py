@@ -18,7 +18,10 @@ import io
 import json
 import math
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -271,55 +274,81 @@ def sharpness(images: torch.Tensor) -> float:
 def speed(rounds: int, size: int, out: Path) -> None:
     """Encode and decode of 16 pictures, interleaved; both in bf16, although `Tokenizer.encode` itself stays in fp32.
 
-    diffusers' VQModel has the widths that give it as many parameters as ours, and its usual two layers a block.
+    diffusers' VQModel has the widths that give it about as many parameters as ours.
     """
-    from diffusers import VQModel
-
-    device, batch = pick_device(), 16
-    images = torch.rand(batch, 3, size, size, device=device) * 2 - 1
-    contestants: dict[str, tuple[Callable, Callable, float]] = {}
-    for stride in (4, 8):
-        ours = Tokenizer(TokenizerConfig(channels=CHANNELS[stride], levels=LEVELS[4096])).to(device).eval()
-        contestants[f"maskimg, stride {stride}"] = (*_ours(ours, images, device), _million(ours))
-        widths = (64, 128, 128) if stride == 4 else (64, 64, 128, 160)
-        theirs = VQModel(
-            block_out_channels=widths,
-            down_block_types=["DownEncoderBlock2D"] * len(widths),
-            up_block_types=["UpDecoderBlock2D"] * len(widths),
-            layers_per_block=1,
-            latent_channels=8,
-            num_vq_embeddings=4096,
-            mid_block_add_attention=False,
-            norm_num_groups=32,
-        )
-        theirs = theirs.to(device).eval()
-        for layout in ("contiguous", "channels_last"):
-            if layout == "channels_last":
-                theirs = theirs.to(memory_format=torch.channels_last)
-            key = f"diffusers VQModel, stride {stride}, {layout}"
-            contestants[key] = (*_diffusers(theirs, images, device, layout), _million(theirs))
+    contestants = {name: contestant(name, size) for name in CONTESTANTS}
     for encode, decode, _ in contestants.values():
         for _ in range(2):
             encode(), decode()
-    times = {name: ([], []) for name in contestants}
-    for _ in range(rounds):
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contestants}
+    for _ in tqdm(range(rounds), desc="rounds"):
         for name, (encode, decode, _) in contestants.items():
             for work, kept in zip((encode, decode), times[name], strict=True):
                 started = time.perf_counter()
                 work()
                 kept.append(time.perf_counter() - started)
-    rows = [
-        {
-            "name": name,
-            "parameters_million": contestants[name][2],
-            "encode_per_second": batch / statistics.median(encode),
-            "decode_per_second": batch / statistics.median(decode),
-        }
-        for name, (encode, decode) in times.items()
-    ]
-    for row in rows:
-        print(json.dumps(row), flush=True)
-    write(out, {"size": size, "batch": batch, "rounds": rounds, "rows": rows})
+    rows = []
+    for name, (encode, decode) in times.items():
+        peak = subprocess.run(
+            [sys.executable, __file__, "peak", name, "--size", str(size)], capture_output=True, text=True, check=True
+        )
+        rows.append(
+            {
+                "name": name,
+                "parameters_million": contestants[name][2],
+                "encode_per_second": BATCH / statistics.median(encode),
+                "decode_per_second": BATCH / statistics.median(decode),
+                "peak_megabytes": float(peak.stdout),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    write(out, {"size": size, "batch": BATCH, "rounds": rounds, "rows": rows})
+
+
+BATCH = 16
+CONTESTANTS = {
+    f"{library}, stride {stride}": (library, stride)
+    for stride in (4, 8)
+    for library in ("maskimg", "diffusers VQModel", "diffusers VQModel channels_last")
+}
+
+
+def contestant(name: str, size: int) -> tuple[Callable, Callable, float]:
+    """Encode, decode, and millions of parameters."""
+    device = pick_device()
+    library, stride = CONTESTANTS[name]
+    images = torch.rand(BATCH, 3, size, size, device=device) * 2 - 1
+    if library == "maskimg":
+        ours = Tokenizer(TokenizerConfig(channels=CHANNELS[stride], levels=LEVELS[4096])).to(device).eval()
+        return *_ours(ours, images, device), _million(ours)
+    from diffusers import VQModel
+
+    widths = {4: (64, 64, 96), 8: (64, 64, 96, 160)}[stride]
+    theirs = VQModel(
+        block_out_channels=widths,
+        down_block_types=["DownEncoderBlock2D"] * len(widths),
+        up_block_types=["UpDecoderBlock2D"] * len(widths),
+        layers_per_block=1,
+        latent_channels=8,
+        num_vq_embeddings=4096,
+        mid_block_add_attention=False,
+        norm_num_groups=32,
+    )
+    theirs = theirs.to(device).eval()
+    if "channels_last" in library:
+        theirs, images = (
+            theirs.to(memory_format=torch.channels_last),
+            images.contiguous(memory_format=torch.channels_last),
+        )
+    return *_diffusers(theirs, images, device), _million(theirs)
+
+
+def peak(name: str, size: int) -> None:
+    """Print what encoding and decoding add to this process's memory at most, in MB."""
+    encode, decode, _ = contestant(name, size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    encode(), decode()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def _ours(tokenizer: Tokenizer, images: torch.Tensor, device: torch.device) -> tuple[Callable, Callable]:
@@ -337,9 +366,7 @@ def _ours(tokenizer: Tokenizer, images: torch.Tensor, device: torch.device) -> t
     return encode, decode
 
 
-def _diffusers(model, images: torch.Tensor, device: torch.device, layout: str) -> tuple[Callable, Callable]:
-    if layout == "channels_last":
-        images = images.contiguous(memory_format=torch.channels_last)
+def _diffusers(model, images: torch.Tensor, device: torch.device) -> tuple[Callable, Callable]:
     with torch.no_grad():
         latents = model.encode(images).latents
 
@@ -363,6 +390,70 @@ def _million(module: torch.nn.Module) -> float:
 # What is written.
 
 
+COLUMNS = {
+    "table": {
+        "quantizer": "",
+        "stride": "",
+        "codes": ",",
+        "bits_per_picture": ".0f",
+        "psnr_db": ".2f",
+        "frechet_distance": ".2f",
+        "codes_used": ".0%",
+        "entropy_bits": ".2f",
+        "parameters_million": ".2f",
+        "encode_per_second": ".0f",
+        "decode_per_second": ".0f",
+    },
+    "muse": {
+        "name": "",
+        "steps": ",",
+        "parameters_million": ".2f",
+        "psnr_db": ".2f",
+        "codes_used": ".1%",
+        "entropy_bits": ".2f",
+    },
+    "discriminator": {
+        "name": "",
+        "steps": ",",
+        "psnr_db": ".2f",
+        "sharpness": ".2f",
+        "frechet_distance": ".2f",
+        "codes_used": ".0%",
+    },
+    "speed": {
+        "name": "",
+        "parameters_million": ".2f",
+        "encode_per_second": ".0f",
+        "decode_per_second": ".0f",
+        "peak_megabytes": ".0f",
+    },
+}
+
+
+def report() -> None:
+    """results/tokenizers.md, from whatever of the four has been measured."""
+    lines = ["# Tokenizers compared", "", "Written by `python benchmarks/tokenizers.py report`; see that file.", ""]
+    for name, columns in COLUMNS.items():
+        path = RESULTS / f"tokenizers-{name}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text())
+        about = ", ".join(f"{key} {value}" for key, value in found.items() if key != "rows")
+        lines += [f"## {name.capitalize()}", "", f"`python benchmarks/tokenizers.py {name}`: {about}.", ""]
+        for data in dict.fromkeys(row.get("data", "") for row in found["rows"]):
+            rows = [row for row in found["rows"] if row.get("data", "") == data]
+            if data:
+                floor = rows[0]["frechet_floor"]
+                lines += [f"### {data}", "", f"{rows[0]['steps']} steps each; floor of the distance {floor:.2f}.", ""]
+            lines += [" | ".join(["", *(key.replace("_", " ") for key in columns), ""]).strip()]
+            lines += ["|" + " --- |" * len(columns)]
+            lines += [
+                " | ".join(["", *(format(row[key], form) for key, form in columns.items()), ""]).strip() for row in rows
+            ]
+            lines.append("")
+    (RESULTS / "tokenizers.md").write_text("\n".join(lines), encoding="utf-8")
+
+
 def write(path: Path, result: dict) -> None:
     about = {"date": date.today().isoformat(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -372,7 +463,8 @@ def write(path: Path, result: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("table", "muse", "discriminator", "speed"):
+    commands.add_parser("report")
+    for name in COLUMNS:
         command = commands.add_parser(name)
         command.add_argument("--out", type=Path, default=RESULTS / f"tokenizers-{name}.json")
         if name != "speed":
@@ -385,7 +477,9 @@ def main() -> None:
         commands.choices[name].add_argument("--minutes", type=float, default=5)
     commands.choices["discriminator"].add_argument("--weight", type=float, default=0.05)
     commands.choices["speed"].add_argument("--rounds", type=int, default=15)
-    commands.choices["speed"].add_argument("--size", type=int, default=64)
+    commands.add_parser("peak").add_argument("name", choices=CONTESTANTS)
+    for name in ("speed", "peak"):
+        commands.choices[name].add_argument("--size", type=int, default=64)
     given = parser.parse_args()
     match given.command:
         case "table":
@@ -396,6 +490,10 @@ def main() -> None:
             discriminator(given.data, given.minutes, given.judge_steps, given.weight, given.out)
         case "speed":
             speed(given.rounds, given.size, given.out)
+        case "peak":
+            peak(given.name, given.size)
+        case "report":
+            report()
 
 
 if __name__ == "__main__":
