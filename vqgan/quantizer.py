@@ -13,6 +13,7 @@ option decodes along the width (1.32). And it is always run in fp32: under bf16,
 """
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 from vector_quantize_pytorch import FSQ, VectorQuantize
@@ -89,3 +90,77 @@ class Codebook(Quantizer):
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
         vectors = self.vq.get_output_from_indices(rearrange(codes, "b h w -> b (h w)"))
         return rearrange(vectors, "b (h w) d -> b d h w", h=codes.shape[1], w=codes.shape[2])
+
+
+class NearestCode(Quantizer):
+    """The codebook of VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937): each latent becomes the nearest row.
+
+    With `unit_length` both are brought to length 1 first, rows at every use: the stored ones need not be.
+    """
+
+    def __init__(self, size: int, dim: int, *, unit_length: bool = False):
+        super().__init__()
+        self.dim, self.vocab_size, self.unit_length = dim, size, unit_length
+        self.codebook = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        b, _, h, w = latents.shape
+        with torch.autocast(latents.device.type, enabled=False):
+            vectors = self._scaled(rearrange(latents.float(), "b d h w -> (b h w) d"))
+            rows = self._rows()
+            codes = nearest(vectors.detach(), rows.detach())
+            chosen = F.embedding(codes, rows)
+            # The codebook follows the encoder at full weight, the encoder commits to it at a quarter.
+            loss = F.mse_loss(chosen, vectors.detach()) + 0.25 * F.mse_loss(vectors, chosen.detach())
+            quantized = vectors + (chosen - vectors).detach()  # straight through
+        quantized = rearrange(quantized, "(b h w) d -> b d h w", b=b, h=h)
+        return quantized, rearrange(codes, "(b h w) -> b h w", b=b, h=h), loss
+
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        return rearrange(F.embedding(codes, self._rows()), "b h w d -> b d h w")
+
+    def _rows(self) -> torch.Tensor:
+        return self._scaled(self.codebook.float())
+
+    def _scaled(self, vectors: torch.Tensor) -> torch.Tensor:
+        return F.normalize(vectors, dim=-1) if self.unit_length else vectors
+
+
+class ProbableCode(Quantizer):
+    """The codebook of a Gumbel VQGAN: a linear layer gives each code a logit, and the most probable one is taken.
+
+    Straight through the softmax and without Gumbel's noise, which encoding must not depend on.
+    """
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.dim, self.vocab_size = dim, size
+        self.to_logits = nn.Linear(dim, size)
+        self.codebook = nn.Parameter(torch.randn(size, dim))
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with torch.autocast(latents.device.type, enabled=False):
+            rows = self.codebook.float()
+            vectors = rearrange(latents.float(), "b d h w -> b h w d")
+            logits = F.linear(vectors, self.to_logits.weight.float(), self.to_logits.bias.float())  # (b, h, w, v)
+            codes = logits.argmax(-1)
+            probs = logits.softmax(-1)
+            expected = probs @ rows
+            quantized = expected + (F.embedding(codes, rows) - expected).detach()
+            # KL divergence from uniform, weighted as in taming-transformers.
+            loss = 5e-4 * (probs * (probs * self.vocab_size + 1e-10).log()).sum(-1).mean()
+        return rearrange(quantized, "b h w d -> b d h w"), codes, loss
+
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        return rearrange(F.embedding(codes, self.codebook.float()), "b h w d -> b d h w")
+
+
+def nearest(vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Vectors (m, d), rows (v, d) -> codes (m,) int64 of the rows at the least distance.
+
+    A part of the vectors at a time, so that 16,384 rows and a batch of large pictures do not need gigabytes.
+    """
+    offsets = rows.square().sum(-1) / 2
+    parts = vectors.split(max(1, 2**24 // len(rows)))
+    # |z - e|² is least where z·e - |e|²/2 is most: |z|² is the same for all rows and would only cost digits.
+    return torch.cat([(part @ rows.T - offsets).argmax(-1) for part in parts])
