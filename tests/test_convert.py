@@ -260,6 +260,41 @@ def test_weights_of_half_precision_become_fp32(tmp_path):
     require_equal(tokenizer, peer.encode, peer.decode, unit=False)
 
 
+def test_a_config_json_that_happens_to_lie_beside_a_file_does_no_harm(tmp_path):
+    peer, path, _ = written("taming", tmp_path)
+    for content in ("[1, 2", json.dumps({"lookup_from_codebook": True, "mid_block_add_attention": False})):
+        (tmp_path / "config.json").write_text(content)
+        require_equal(read_tokenizer(path), peer.encode, peer.decode, unit=False)
+
+
+AMUSED = TamingConfig(
+    8192, 64, pixels="unit", channels=(128, 256, 256, 512, 768), encoder_attention=(), decoder_attention=(),
+    middle_attention=False, latent_channels=64,
+)  # fmt: skip
+
+
+EIGHT = TamingConfig(16384, 8, "cosine", channels=(128, 256, 256, 512), encoder_attention=(3,), decoder_attention=(3,))
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "millions"),
+    [
+        (TamingConfig(), 343, 72.142),
+        (TamingConfig(16384), 343, 76.074),
+        (TamingConfig(16384, 8, "cosine"), 343, 71.88),
+        (EIGHT, 299, 70.11),
+        (AMUSED, 277, 146.24),
+        (MaskGitVqConfig(), 168, 54.516),
+    ],
+)  # fmt: skip
+def test_the_networks_have_the_published_sizes(config, tensors, millions):
+    """Counted in the projects' own classes with their published settings, without LlamaGen's one buffer."""
+    with torch.device("meta"):
+        parameters = list(Tokenizer(config).parameters())
+    assert len(parameters) == tensors
+    assert sum(parameter.numel() for parameter in parameters) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
 # ----------------------------------------------------------------------------- the range of pixels
 
 

@@ -8,6 +8,7 @@ Two things no file tells: LlamaGen's codebook is taken to be one of unit length,
 lie in [0, 1] for Google's, open-muse's and aMUSEd's networks and in [-1, 1] otherwise. `pixels` overrides that.
 """
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -100,7 +101,9 @@ def _locate(source: Path) -> tuple[Path, dict[str, Any]]:
     if (source / "model_index.json").is_file() and (source / "vqvae").is_dir():
         source = source / "vqvae"  # a whole pipeline, such as aMUSEd's
     if source.is_file():
-        return source, _config(source.parent)
+        with contextlib.suppress(ModelError):  # one that cannot be read is none of this file's
+            return source, _config(source.parent)
+        return source, {}
     if (source / files.MANIFEST).is_file():
         files.verify(source)
     config = _config(source)
@@ -128,14 +131,17 @@ def _plain_names(tensors: Tensors) -> Tensors:
 def _settings(layout: Layout, config: dict[str, Any], pixels: str | None) -> dict[str, Any]:
     """What shapes do not show."""
     settings: dict[str, Any] = {}
+    is_diffusers = layout.rename is rename_diffusers
     is_amused = bool(config.get("lookup_from_codebook")) and config.get("mid_block_add_attention") is False
     if pixels is not None:
         settings["pixels"] = pixels
-    elif layout.rename is rename_diffusers and PIXELS in config:
+    elif is_diffusers and PIXELS in config:
         settings["pixels"] = config[PIXELS]
-    elif is_amused or config.get("_class_name") == "VQGANModel":  # the latter is open-muse's taming VQGAN
+    elif (is_diffusers and is_amused) or config.get(
+        "_class_name"
+    ) == "VQGANModel":  # the latter is open-muse's taming VQGAN
         settings["pixels"] = "unit"
-    if layout.rename is rename_diffusers:
+    if is_diffusers:
         settings["groups"] = config.get("norm_num_groups", 32)
         if not isinstance(settings["groups"], int) or settings["groups"] < 1:
             raise ModelError(f"its config.json says norm_num_groups = {settings['groups']!r}, expected a whole number")
