@@ -422,7 +422,7 @@ STRANGERS = {
     "a KL autoencoder": ["encoder.down.0.block.0.conv1.bias", "decoder.mid.block_1.conv1.bias", "quant_conv.weight"],
     "a KL autoencoder.*": ["encoder.down_blocks.0.resnets.0.conv1.bias", "decoder.up_blocks.0.resnets.0.conv1.bias"],
     "UNet": ["down_blocks.0.resnets.0.conv1.weight", "time_embedding.linear_1.weight"],
-    "a tokenizer of maskimg without its directory": ["quantizer.codebook", "encoder.levels.0.blocks.0.conv1.weight"],
+    "a file from a directory of maskimg": ["quantizer.codebook", "encoder.levels.0.blocks.0.conv1.weight"],
     "no tokenizer known here .*the first of its parameters is `bert.weight`": ["bert.weight"],
 }
 

@@ -353,5 +353,5 @@ OTHERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (r"^encoder\.(down|conv_blocks)", r"^decoder\.(up|mid|conv_blocks)"),
     ),
     ("a diffusion model's UNet", (r"^down_blocks\.|^input_blocks\.", r"^time_embed")),
-    ("a tokenizer of maskimg without its directory: give the directory", (r"^quantizer\.", r"^encoder\.l")),
+    ("a file from a directory of maskimg (give the directory)", (r"^quantizer\.", r"^encoder\.l")),
 )
