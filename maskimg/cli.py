@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "draw pictures into a folder",
     "inpaint": "redraw the painted part of a picture",
     "reconstruct": "a picture through the tokenizer and back",
+    "convert": "a tokenizer of another project -> one of maskimg's, or of diffusers'",
     "doubts": "where a model's critic doubts a picture, as a heat-map",
     "info": "what a model can do, or how a picture was made",
 }
@@ -264,12 +265,74 @@ def inpaint(parser: Parser, arguments: list[str]) -> None:
 def reconstruct(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to encode and decode")
     _add_model(parser)
+    parser.add_argument("--tokenizer", type=str, help="tokenizer directory, instead of a model; takes any size")
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
     _add_machine(parser)
     given = parser.parse_args(arguments)
+    if given.tokenizer:
+        return _reconstruct_alone(given)
     restored = _pipeline(given).reconstruct(given.image)
     restored.image.save(_png_path(given.out), format="PNG")
     print(f"done: {restored.psnr_db:.1f} dB at {restored.image.width}x{restored.image.height}, in {given.out}")
+
+
+def _reconstruct_alone(given: Namespace) -> None:
+    """With a tokenizer that belongs to no model: the whole picture, but for what its stride does not divide."""
+    from maskimg.evaluate import psnr
+    from maskimg.hardware import pick_device
+    from vqgan import Tokenizer, load_image
+    from vqgan.images import to_pil, to_tensor
+
+    tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(pick_device(given.device))
+    image = load_image(given.image)
+    width, height = (side - side % tokenizer.stride for side in image.size)
+    if not width or not height:
+        raise Refused(f"the picture must be at least {tokenizer.stride} pixels wide and high, got {image.size}")
+    pixels = to_tensor(image.crop((0, 0, width, height)))[None]
+    restored = tokenizer.decode(tokenizer.encode(pixels.to(next(tokenizer.parameters()).device))).cpu()
+    to_pil(restored[0]).save(_png_path(given.out), format="PNG")
+    print(f"done: {psnr(restored, pixels).item():.1f} dB at {width}x{height}, in {given.out}")
+
+
+def convert(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("source", type=str, help="file or directory of another project; a tokenizer of maskimg's")
+    parser.add_argument("--out", type=str, required=True, help="directory to write")
+    parser.add_argument("--kind", type=str, default="tokenizer", help=f"what SOURCE holds: {', '.join(CONVERTERS)}")
+    parser.add_argument("--to", type=str, default="maskimg", help="maskimg or diffusers")
+    parser.add_argument("--trust-pickle", action="store_true", help="read .ckpt, .pt, .pth and .bin files as well")
+    parser.add_argument("--pixels", type=str, help="of SOURCE: unit for [0, 1], symmetric for [-1, 1]; else as known")
+    given = parser.parse_args(arguments)
+    if given.kind not in CONVERTERS:
+        raise Refused(f"--kind must be {' or '.join(CONVERTERS)}, got `{given.kind}`")
+    _check_out(Path(given.out))
+    CONVERTERS[given.kind](given)
+
+
+def _convert_tokenizer(given: Namespace) -> None:
+    from vqgan.convert import to_diffusers
+    from vqgan.tokenizer import Tokenizer
+
+    if given.to not in ("maskimg", "diffusers"):
+        raise Refused(f"--to must be maskimg or diffusers, got `{given.to}`")
+    tokenizer = Tokenizer.from_pretrained(given.source, trust_pickle=given.trust_pickle, pixels=given.pixels)
+    if given.to == "diffusers":
+        to_diffusers(tokenizer, given.out)
+    else:
+        tokenizer.save_pretrained(given.out)
+    millions = sum(p.numel() for p in tokenizer.parameters()) / 1e6
+    print(
+        f"done: {tokenizer.vocab_size} codes, {tokenizer.stride} pixels per token side, {millions:.1f} million "
+        f"parameters, in {given.out}"
+    )
+
+
+CONVERTERS = {"tokenizer": _convert_tokenizer}  # what a file may hold -> who converts it
+
+
+def _check_out(out: Path) -> None:
+    """Writing replaces the whole directory: that must not be one that maskimg did not write."""
+    if out.exists() and not (out.is_dir() and ((out / "manifest.json").is_file() or not any(out.iterdir()))):
+        raise Refused(f"`{out}` exists and is no model directory of maskimg's: choose a new one")
 
 
 def doubts(parser: Parser, arguments: list[str]) -> None:

@@ -73,6 +73,16 @@ def test_only_the_apps_import_gradio():
     assert found(ROOT, of="maskimg", names={"gradio"}) == []
 
 
+def test_pickles_are_opened_only_by_a_program_that_knows_nothing_of_this_project():
+    """`vqgan.foreign` runs it in a process of its own."""
+    readers = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"}
+    found_in = {name for name, module in modules(ROOT).items() if readers & set(calls(module.tree))}
+    assert found_in == {"vqgan.unpickle"}
+    importers = {use.module for package in PACKAGES for use in found(ROOT, of=package, names={"pickle"})}
+    assert importers == {"vqgan.unpickle"}
+    assert [use for use in uses(modules(ROOT)["vqgan.unpickle"]) if use.top_level_name in PACKAGES] == []
+
+
 # ----------------------------------------------------------------------------- importing does nothing
 
 

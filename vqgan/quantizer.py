@@ -180,3 +180,65 @@ class LinearCodebook(Quantizer):
 
     def vectors(self, codes: torch.Tensor) -> torch.Tensor:
         return F.embedding(codes, self.simvq.codebook)
+
+
+class NearestCode(Quantizer):
+    """The codebook of VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937): each latent becomes the nearest row.
+
+    With `unit_length` both are brought to length 1 first, rows at every use: the stored ones need not be.
+    """
+
+    def __init__(self, size: int, dim: int, *, unit_length: bool = False):
+        super().__init__()
+        self.dim, self.vocab_size, self.unit_length = dim, size, unit_length
+        self.codebook = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
+
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        latents, rows = self._scaled(latents), self._scaled(self.codebook)
+        codes = rearrange(nearest(latents.detach().flatten(0, 1), rows.detach()), "(b n) -> b n", b=len(latents))
+        chosen = F.embedding(codes, rows)
+        # The codebook follows the encoder at full weight, the encoder commits to it at a quarter.
+        loss = F.mse_loss(chosen, latents.detach()) + 0.25 * F.mse_loss(latents, chosen.detach())
+        return latents + (chosen - latents).detach(), codes, loss  # straight through
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        return F.embedding(codes, self._scaled(self.codebook))
+
+    def _scaled(self, vectors: torch.Tensor) -> torch.Tensor:
+        return F.normalize(vectors, dim=-1) if self.unit_length else vectors
+
+
+class ProbableCode(Quantizer):
+    """The codebook of a Gumbel VQGAN: a linear layer gives each code a logit, and the most probable one is taken.
+
+    Straight through the softmax and without Gumbel's noise, which encoding must not depend on.
+    """
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.dim, self.vocab_size = dim, size
+        self.to_logits = nn.Linear(dim, size)
+        self.codebook = nn.Parameter(torch.randn(size, dim))
+
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits = self.to_logits(latents)  # (b, n, v)
+        codes = logits.argmax(-1)
+        probs = logits.softmax(-1)
+        expected = probs @ self.codebook
+        # KL divergence from uniform, weighted as in taming-transformers.
+        loss = 5e-4 * (probs * (probs * self.vocab_size + 1e-10).log()).sum(-1).mean()
+        return expected + (self.vectors(codes) - expected).detach(), codes, loss
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        return F.embedding(codes, self.codebook)
+
+
+def nearest(vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Vectors (m, d), rows (v, d) -> codes (m,) int64 of the rows at the least distance.
+
+    A part of the vectors at a time, so that 16,384 rows and a batch of large pictures do not need gigabytes.
+    """
+    offsets = rows.square().sum(-1) / 2
+    parts = vectors.split(max(1, 2**24 // len(rows)))
+    # |z - e|² is least where z·e - |e|²/2 is most: |z|² is the same for all rows and would only cost digits.
+    return torch.cat([(part @ rows.T - offsets).argmax(-1) for part in parts])

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from vqgan import files
+from vqgan.maskgit_vq import MaskGitVqConfig
 from vqgan.network import Decoder, Encoder
 from vqgan.quantizer import Codebook, FiniteScalar, LinearCodebook, Quantizer, Signs
+from vqgan.taming import TamingConfig
 
 
 class Architecture(Protocol):
@@ -92,7 +94,7 @@ class TokenizerConfig:
 
 
 QUANTIZERS = ("fsq", "vq", "lfq", "bsq", "simvq")
-ARCHITECTURES: dict[str, type] = {kind.architecture: kind for kind in (TokenizerConfig,)}
+ARCHITECTURES: dict[str, type] = {kind.architecture: kind for kind in (TokenizerConfig, TamingConfig, MaskGitVqConfig)}
 
 
 class Tokenizer(nn.Module):
@@ -173,13 +175,23 @@ class Tokenizer(nn.Module):
         files.write_module(directory, kind | dataclasses.asdict(self.config), self, dtype)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> "Tokenizer":
+    def from_pretrained(cls, name: str | Path, *, trust_pickle: bool = False, pixels: str | None = None) -> "Tokenizer":
         """The tokenizer in a directory (a model's `tokenizer/`, or one of its own) or in a hub repository.
+
+        Files and directories of other projects are read too, with `trust_pickle` and `pixels` as in
+        `vqgan.convert.read_tokenizer`.
 
         Raises:
             ModelError: the directory is missing, incomplete or damaged.
         """
-        directory = files.locate(name)
+        from vqgan import convert
+
+        path = Path(name).expanduser()
+        directory = path if path.is_file() else files.locate(name)
+        if convert.is_foreign(directory):
+            return convert.read_tokenizer(directory, trust_pickle=trust_pickle, pixels=pixels)
+        if pixels is not None:
+            raise files.ModelError(f"`{directory}` says itself what its pixels are: leave `pixels` out")
         files.verify(directory)
         return cls.from_directory(directory / "tokenizer" if (directory / "tokenizer").is_dir() else directory)
 
