@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from maskimg.evaluate import Classifier, Judge, code_usage, frechet_distance, nearest, psnr, train_judge
+from maskimg.evaluate import Classifier, Judge, train_judge
 from maskimg.hardware import pick_device, pick_dtype
+from maskimg.metrics import code_usage, frechet_distance, nearest, psnr
 from maskimg.pictures import Pictures, list_folder, read_pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler, describe

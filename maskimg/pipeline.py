@@ -16,7 +16,7 @@ from PIL import Image
 
 from maskimg import __version__
 from maskimg.conditions import Label, LabelFields
-from maskimg.evaluate import psnr
+from maskimg.metrics import psnr
 from maskimg.graphs import GraphedSampler
 from maskimg.hardware import autocast, can_compile, compile_blocks, pick_device, pick_dtype
 from maskimg.hole import Hole, Mask, painted_pixels, tokens_along, tokens_to_redraw

@@ -13,7 +13,7 @@ from tiny import LABELS, NETWORK, TOKENIZER
 from torch import nn
 
 from maskimg.codes import CodeCache, encode_pictures
-from maskimg.evaluate import psnr
+from maskimg.metrics import psnr
 from maskimg.maskgit import MaskGit
 from maskimg.pictures import Pictures
 from maskimg.pipeline import Pipeline
