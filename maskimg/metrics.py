@@ -24,7 +24,8 @@ def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each image: (n, 3, H, W) in [-1, 1] twice -> (n,), 1 for equal ones.
 
     Wang et al. 2004, section III-B: a Gaussian window of 11x11 and sigma 1.5, K1 = 0.01, K2 = 0.03, only where the
-    window fits, the mean over channels; the same value as from pixels of 0 to 255 with L = 255. Images with a side of less than 11 pixels get the widest odd window that fits.
+    window fits, the mean over channels; the same value as from pixels of 0 to 255 with L = 255. Images with a side of
+    less than 11 pixels get the widest odd window that fits.
     """
     if images.shape != targets.shape:
         raise ValueError(f"expected two batches of one shape, got {tuple(images.shape)} and {tuple(targets.shape)}")

@@ -16,11 +16,11 @@ from PIL import Image
 
 from maskimg import __version__
 from maskimg.conditions import Label, LabelFields
-from maskimg.metrics import psnr
 from maskimg.graphs import GraphedSampler
 from maskimg.hardware import autocast, can_compile, compile_blocks, pick_device, pick_dtype
 from maskimg.hole import Hole, Mask, painted_pixels, tokens_along, tokens_to_redraw
 from maskimg.maskgit import MaskGit
+from maskimg.metrics import psnr
 from maskimg.noise import SEEDS
 from maskimg.recipe import write_png
 from maskimg.sampler import Sampler, make_presets
@@ -370,8 +370,7 @@ class Pipeline:
         Raises:
             ModelError: it is missing, incomplete, damaged, or made by a newer version.
         """
-        bundled = BUNDLED / str(name)
-        directory = bundled if str(name) in bundled_models() else files.locate(name)
+        directory = locate_model(name)
         files.verify(directory)
         about = files.read_json(directory / "pipeline.json")
         if about.get("format") != FORMAT:
@@ -536,6 +535,15 @@ class Pipeline:
 def bundled_models() -> list[str]:
     """Names of the models that came with the package."""
     return sorted(path.name for path in BUNDLED.glob("*") if (path / files.MANIFEST).is_file())
+
+
+def locate_model(name: str | Path) -> Path:
+    """The directory of a bundled model, or as `files.locate` finds it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    return BUNDLED / str(name) if str(name) in bundled_models() else files.locate(name)
 
 
 def expand_seeds(seeds: int | Sequence[int], count: int) -> list[int]:
