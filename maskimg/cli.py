@@ -270,11 +270,14 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to encode and decode")
     _add_model(parser)
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
+    parser.add_argument("--size", type=int, help="longer side in pixels; if not given, the model's, padded to a square")
     _add_machine(parser)
     given = parser.parse_args(arguments)
-    restored = _pipeline(given).reconstruct(given.image)
+    restored = _pipeline(given).reconstruct(given.image, size=given.size)
     restored.image.save(_png_path(given.out), format="PNG")
-    print(f"done: {restored.psnr_db:.1f} dB at {restored.image.width}x{restored.image.height}, in {given.out}")
+    for name, value in restored.facts().items():
+        print(f"{name}: {value}")
+    print(f"done: in {given.out}")
 
 
 def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:

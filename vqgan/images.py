@@ -175,8 +175,8 @@ def code_map(codes: torch.Tensor) -> Image.Image:
     Hues and brightnesses run through two irrational steps, so neighbouring numbers are easily told apart.
     """
     hue, lightness = ((codes.cpu().numpy() * step) % 1 for step in (0.7548776662466927, 0.5698402909980532))
-    hsv = np.stack([255 * hue, 150 + 60 * lightness, 255 - 130 * lightness], axis=-1)
-    return Image.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB")
+    channels = (255 * hue, 150 + 60 * lightness, 255 - 130 * lightness)
+    return Image.merge("HSV", [Image.fromarray(each.astype(np.uint8)) for each in channels]).convert("RGB")
 
 
 def paired_sheet(groups: Sequence[Sequence[Image.Image]], columns: int) -> Image.Image:
