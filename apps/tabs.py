@@ -186,7 +186,7 @@ def reconstruct_tab(pipeline: Pipeline | None) -> None:
             )
         with gr.Column(scale=3, min_width=320):
             status = gr.HTML(
-                tokens.status("drop a picture on the left" if awake else "no model"), elem_id="reconstruct-status"
+                tokens.status("open a picture to begin" if awake else "no model"), elem_id="reconstruct-status"
             )
             with gr.Row():
                 before = gr.Image(label="Before", elem_id="reconstruct-before", **look_at)
@@ -218,7 +218,7 @@ def reconstruct_tab(pipeline: Pipeline | None) -> None:
             line = tokens.status(runs.in_a_line(result), 1)
             return *pictures, line, tokens.figures(result.facts()), gr.DownloadButton(value=path, interactive=True)
 
-    def forget(words: str = "drop a picture on the left") -> tuple:
+    def forget(words: str = "open a picture to begin") -> tuple:
         return *[None] * 4, tokens.status(words), _no_figures(), gr.DownloadButton(value=None, interactive=False)
 
     def show_again(image: str | None, size: str) -> tuple:

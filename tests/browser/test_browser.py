@@ -172,7 +172,7 @@ def test_a_picture_makes_the_round_trip(page, tmp_path):
     Image.radial_gradient("L").resize((64, 48)).convert("RGB").save(tmp_path / "in.png")
     expected = tiny_pipeline().reconstruct(tmp_path / "in.png")
     open_tab(page, "Reconstruct")
-    expect(page.locator("#reconstruct-status")).to_contain_text("drop a picture on the left")
+    expect(page.locator("#reconstruct-status")).to_contain_text("open a picture to begin")
     expect(page.locator("#reconstruct-download")).to_be_disabled()
     page.locator("#reconstruct-upload input[type=file]").set_input_files(tmp_path / "in.png")
 
