@@ -319,7 +319,8 @@ def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
         inception=load_inception(device),
         progress=tqdm,
     )
-    print(f"{report.pictures} held-out pictures of {report.size[1]}x{report.size[0]} pixels\n\n{describe(report)}")
+    kind = "held-out " if report.held_out else ""
+    print(f"{report.pictures} {kind}pictures of {report.size[1]}x{report.size[0]} pixels\n\n{describe(report)}")
     if given.json:
         from vqgan.files import write_json
 

@@ -117,6 +117,7 @@ class TokenizerReport:
 
     Attributes:
         pictures, size, grid: how many pictures of what height and width, and of how many tokens.
+        held_out: the pictures were held out; False where none was, so that training may have seen them.
         psnr_db, psnr_worst_db: the mean, and the mean of the worst twentieth.
         codes_used, entropy_bits, codes_counted: share of the vocabulary in use and its entropy, over so many codes of
             training pictures.
@@ -132,6 +133,7 @@ class TokenizerReport:
     """
 
     pictures: int
+    held_out: bool
     size: tuple[int, int]
     grid: tuple[int, int]
     vocab_size: int
@@ -191,6 +193,7 @@ def evaluate_tokenizer(
     tokens = codes[0].numel()
     figures: dict[str, Any] = {
         "pictures": len(codes),
+        "held_out": measured is unseen,
         "size": tuple(measured.pixels.shape[2:]),
         "grid": tuple(codes.shape[1:]),
         "vocab_size": tokenizer.vocab_size,
@@ -403,6 +406,8 @@ def _warnings(figures: dict[str, Any], restored: torch.Tensor, pixels: torch.Ten
         ),
         monochrome_warning(normalize(restored[sample]), normalize(pixels[sample])),
     ]
+    if not figures["held_out"]:
+        found.append("no picture is held out, so that the tokenizer may have been trained on these")
     if figures["pictures"] < FEW and (figures.get("frechet_distance"), figures["rfid"]) != (None, None):
         found.append(f"{figures['pictures']} pictures are few for a Fréchet distance, then mostly chance: give {FEW}")
     accuracy = figures.get("accuracy_real")

@@ -98,7 +98,8 @@ def test_figures_are_those_of_the_held_out_pictures_and_of_all_where_none_is_hel
     assert evaluate_tokenizer(Greys(), spoilt).psnr_db > 90
     everything = dataclasses.replace(spoilt, held_out=torch.zeros(20, dtype=torch.bool))
     report = evaluate_tokenizer(Greys(), everything)
-    assert report.pictures == 20
+    assert report.pictures == 20 and not report.held_out
+    assert any("no picture is held out" in warning for warning in report.warnings)
     assert report.psnr_db < 90
     # Black or white, both half of the range from grey: 10 log10(4 / 1), the worst twentieth is one picture of them.
     assert report.psnr_worst_db == pytest.approx(10 * math.log10(4), abs=0.1)
@@ -147,10 +148,12 @@ def test_few_pictures_and_a_classifier_that_is_mostly_wrong_are_warned_of():
 
 def test_pictures_without_a_label_are_left_out_of_the_accuracy():
     pictures = block_pictures()
-    judge = judge_for(pictures, 12)
     labels = pictures.labels.clone()
-    labels[12:18] = 2  # the null label; their classes would be wrong half of the time
-    report = evaluate_tokenizer(Greys(), dataclasses.replace(pictures, labels=labels), judge=judge)
+    labels[:2] = labels[12:18] = 2  # the null label, in both parts; no class of the judge's is right there
+    pictures = dataclasses.replace(pictures, labels=labels)
+    judge = judge_for(pictures, 12)
+    assert not isinstance(judge, NotMeasured) and judge.classifier.head.out_features == 2
+    report = evaluate_tokenizer(Greys(), pictures, judge=judge)
     assert report.accuracy_real == 1
 
 
