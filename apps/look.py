@@ -66,6 +66,16 @@ CSS = """
 .mk-table th { text-align: left; font-weight: 500; padding: .15rem 1.2rem .15rem 0;
   color: var(--body-text-color-subdued);  vertical-align: top; white-space: nowrap; }
 .mk-table td { padding: .15rem 0; overflow-wrap: anywhere; }
+.mk-figures { width: 100%; border: 0 !important; border-collapse: collapse; font-size: .92rem;
+  font-variant-numeric: tabular-nums; }
+.mk-figures th, .mk-figures td { border: 0 !important; padding: .26rem .1rem !important; }
+.mk-figures tr + tr { border: 0 !important; border-top: 1px solid var(--border-color-primary) !important; }
+.mk-figures tr { border: 0 !important; }
+.mk-figures th { text-align: left; font-weight: 400; white-space: nowrap; color: var(--body-text-color-subdued); }
+.mk-figures td { text-align: right; }
+.mk-figures tr:first-child td { color: var(--color-accent); }
+/* Below its label and its buttons, not under them. */
+.mk-shown img { padding: 30px 2px 2px; box-sizing: border-box; }
 @media (max-width: 640px) {
   .gradio-container { padding-left: 10px !important; padding-right: 10px !important; }
   .mk-panel { gap: .4rem; }
@@ -97,6 +107,8 @@ document.addEventListener("pointerup", () => {
 </script>"""
 
 KEYS = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> draws, <kbd>Esc</kbd> stops.</p>'
+
+KEYS_AGAIN = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> runs the round trip again.</p>'
 
 # Fits the brush to a picture of another size, and leaves a brush alone that a person has set since. From the browser:
 # an update from the server would build the editor anew, without its guard.

@@ -21,6 +21,7 @@ from maskimg.hole import Hole
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline, expand_seeds
 from maskimg.recipe import write_png
+from maskimg.reconstruction import Reconstruction
 from maskimg.sampler import Sampler
 from maskimg.sampler import describe as describe_sampler
 from maskimg_apps import tokens
@@ -30,6 +31,7 @@ from vqgan.images import heat_map, to_pil
 MAX_IMAGES = 16
 MAX_BEST_OF = 8
 COVERAGE = {"any pixel": 0.0, "10 %": 0.1, "25 %": 0.25, "50 %": 0.5}
+SIZES = {"the model's": None, "up to 256": 256, "up to 512": 512}  # longer sides of a picture to be reconstructed
 NOT_OPEN = "no picture is open: drop one on the canvas"
 NOT_PAINTED = "nothing is painted. Paint the part to redraw"
 
@@ -179,13 +181,12 @@ def save(
     """Write PNGs with their recipes under `folder` -> (path, caption) for the gallery."""
     directory = Path(folder) / secrets.token_hex(16)
     directory.mkdir(parents=True)
-    name = re.sub(r"[^\w.-]+", "-", pipeline.name)
     saved = []
     for seed, picture in zip(order.seeds, pictures, strict=True):
         recipe = pipeline.recipe_for(order.label, seed, order.sampler, best_of=order.best_of)
         if hole:
             recipe |= {"task": "inpaint", "tokens_redrawn": int(hole.tokens.sum())}
-        path = directory / f"{name}-{seed}.png"
+        path = directory / f"{_file_name(pipeline)}-{seed}.png"
         write_png(picture, recipe, path)
         saved.append((str(path), f"seed {seed}"))
     return saved
@@ -233,13 +234,31 @@ def show_hole(pipeline: Pipeline, hole: Hole) -> str:
     )
 
 
-def reconstruct(pipeline: Pipeline, path: str | None) -> tuple[Image.Image, Image.Image, str]:
-    """An upload -> what went in, what came back, and how close that is in words."""
-    result = pipeline.reconstruct(open_upload(path))
-    used, size = len(result.codes.unique()), result.codes.numel()
-    closeness = "identical" if math.isinf(result.psnr_db) else f"PSNR {result.psnr_db:.1f} dB"
-    words = f"{closeness} · {size} tokens, {used} different codes of {pipeline.tokenizer.vocab_size}"
-    return result.original, result.image, words
+def reconstruct(pipeline: Pipeline, path: str | None, size: str) -> Reconstruction:
+    """An upload through the tokenizer and back.
+
+    Raises:
+        ImageError: it cannot be used. ValueError: there is no such size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got `{size}`")
+    return pipeline.reconstruct(open_upload(path), size=SIZES[size])
+
+
+def in_a_line(result: Reconstruction) -> str:
+    """How close a reconstruction is, and in how many tokens."""
+    facts = result.facts()
+    closeness = facts["PSNR"] if facts["PSNR"] == "identical" else f"PSNR {facts['PSNR']}"
+    return f"{closeness} · SSIM {facts['SSIM']} · {result.tokens:,} tokens, {facts['different codes']} codes in use"
+
+
+def save_reconstruction(pipeline: Pipeline, result: Reconstruction, folder: str | Path) -> str:
+    """Write the reconstruction as a PNG under `folder` -> its path."""
+    directory = Path(folder) / secrets.token_hex(16)
+    directory.mkdir(parents=True)
+    path = directory / f"{_file_name(pipeline)}-reconstruction.png"
+    result.image.save(path, format="PNG")
+    return str(path)
 
 
 def brush_radius(drawing: Drawing) -> int:
@@ -284,6 +303,10 @@ def _small(pipeline: Pipeline, hole: Hole) -> Hole:
     image = hole.image.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
     rows, columns = (np.arange(*span) // pipeline.tokenizer.stride for span in ((top, bottom), (left, right)))
     return dataclasses.replace(hole, image=image, rows=rows, columns=columns)
+
+
+def _file_name(pipeline: Pipeline) -> str:
+    return re.sub(r"[^\w.-]+", "-", pipeline.name)
 
 
 def _in_tokens(pipeline: Pipeline, hole: Hole | None) -> tokens.Box:

@@ -7,6 +7,7 @@ import gradio as gr
 import numpy as np
 
 from maskimg.pipeline import Pipeline
+from maskimg.reconstruction import GAIN
 from maskimg_apps import look, runs, tokens
 from maskimg_apps.controls import (
     DRAWING,
@@ -145,43 +146,107 @@ def inpaint_tab(pipeline: Pipeline | None) -> tuple[gr.ImageEditor, gr.Number, g
 
 
 def reconstruct_tab(pipeline: Pipeline | None) -> None:
-    gr.HTML('<p class="mk-hint">Picture → tokens → picture: what the tokenizer keeps, before anything is drawn.</p>')
-    status = gr.HTML(
-        tokens.status("drop a picture on the left" if pipeline else "no model"), elem_id="reconstruct-status"
-    )
-    shape = ["mk-fill", "mk-pixels"] if pipeline and pipeline.image_size <= tokens.PIXELS else ["mk-fill"]
-    look_at = {"format": "png", "buttons": ["download", "fullscreen"], "interactive": False, "height": 380}
-    with gr.Row():
-        upload = guard_image(
-            gr.Image(
-                label="Picture",
-                type="filepath",
-                image_mode=None,
-                sources=["upload", "clipboard"],
-                height=380,
-                elem_id="reconstruct-upload",
-                interactive=pipeline is not None,
+    awake = pipeline is not None
+    small = pipeline is not None and pipeline.image_size <= tokens.PIXELS
+    look_at: dict[str, Any] = {
+        "format": "png",
+        "buttons": ["download", "fullscreen"],
+        "interactive": False,
+        "height": 330,
+        "elem_classes": ["mk-fill", "mk-shown"] + ["mk-pixels"] * small,
+    }
+    with gr.Row(elem_classes="mk-run"):
+        with gr.Column(scale=2, min_width=300):
+            upload = guard_image(
+                gr.Image(
+                    label="Picture",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=220,
+                    elem_id="reconstruct-upload",
+                    interactive=awake,
+                )
             )
-        )
-        before = gr.Image(label="At the model's size", elem_classes=shape, **look_at)
-        after = gr.Image(label="After the round trip", elem_classes=shape, elem_id="reconstruct-after", **look_at)
+            size = gr.Radio(
+                list(runs.SIZES),
+                value=next(iter(runs.SIZES)),
+                label="Size",
+                info="the model's pads to a square, the others encode the whole picture at so many pixels",
+                elem_id="reconstruct-size",
+                interactive=awake,
+            )
+            go = gr.Button(
+                "Reconstruct", variant="primary", elem_id="reconstruct-go", elem_classes="mk-go", interactive=awake
+            )
+            gr.HTML(look.KEYS_AGAIN)
+            figures = gr.HTML(_no_figures(), elem_id="reconstruct-figures")
+            download = gr.DownloadButton(
+                "Download the reconstruction", size="sm", elem_id="reconstruct-download", interactive=False
+            )
+        with gr.Column(scale=3, min_width=320):
+            status = gr.HTML(
+                tokens.status("open a picture to begin" if awake else "no model"), elem_id="reconstruct-status"
+            )
+            with gr.Row():
+                before = gr.Image(label="Before", elem_id="reconstruct-before", **look_at)
+                after = gr.Image(label="After the round trip", elem_id="reconstruct-after", **look_at)
+            with gr.Row():
+                error = gr.Image(
+                    label=f"Difference, {GAIN} times as bright",
+                    elem_id="reconstruct-error",
+                    **look_at,
+                )
+                codes = gr.Image(
+                    label="Tokens, a colour for each code",
+                    elem_id="reconstruct-codes",
+                    **look_at,
+                )
     if pipeline is None:
         return
 
-    def reconstruct(image: str | None) -> tuple:
+    def reconstruct(image: str | None, size: str) -> tuple:
         with kindly():
-            return runs.reconstruct(pipeline, image)
+            result = runs.reconstruct(pipeline, image, size)
+            return result.original, result.image, runs.in_a_line(result)
 
-    def show(image: str | None) -> tuple:
-        original, restored, words = reconstruct(image)
-        return original, restored, tokens.status(words, 1)
+    def show(image: str | None, size: str) -> tuple:
+        with kindly():
+            result = runs.reconstruct(pipeline, image, size)
+            path = runs.save_reconstruction(pipeline, result, download.GRADIO_CACHE)
+            pictures = result.original, result.image, result.error, result.code_picture
+            line = tokens.status(runs.in_a_line(result), 1)
+            return *pictures, line, tokens.figures(result.facts()), gr.DownloadButton(value=path, interactive=True)
 
-    upload.upload(show, upload, [before, after, status], **DRAWING, **QUIET)
+    def forget(words: str = "open a picture to begin") -> tuple:
+        return *[None] * 4, tokens.status(words), _no_figures(), gr.DownloadButton(value=None, interactive=False)
+
+    def show_again(image: str | None, size: str) -> tuple:
+        return show(image, size) if image else forget()
+
+    outputs = [before, after, error, codes, status, figures, download]
+    for event, run in ((upload.upload, show), (go.click, show), (size.change, show_again)):
+        started = event(
+            run,
+            [upload, size],
+            outputs,
+            show_progress="minimal",
+            show_progress_on=status,
+            api_visibility="private",
+            **DRAWING,
+        )
+        started.failure(lambda: forget("this picture cannot be used"), None, outputs, **QUIET)
+    upload.clear(forget, None, outputs, **QUIET)
     answer: list[Any] = [gr.Image(visible=False, format="png", label=name) for name in ("original", "reconstruction")]
     answer.append(gr.Textbox(visible=False, label="words"))
-    words = "Picture -> tokens -> picture: both at the model's size, and how close they are."
+    words = "Picture -> tokens -> picture: both at the size that was encoded, and how close they are."
     file = guard_image(gr.Image(type="filepath", image_mode=None, visible=False))
-    add_endpoint("reconstruct", reconstruct, {"image": file}, answer, words)
+    add_endpoint("reconstruct", reconstruct, {"image": file, "size": size}, answer, words)
+
+
+def _no_figures() -> str:
+    names = ("PSNR", "SSIM", "size", "tokens", "different codes", "as codes", "as PNG")
+    return tokens.figures(dict.fromkeys(names, "–"))
 
 
 def _waiting(pipeline: Pipeline | None) -> str:

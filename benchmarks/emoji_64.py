@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from maskimg.evaluate import Classifier, Judge, code_usage, frechet_distance, nearest, psnr, train_judge
+from maskimg.evaluate import Classifier, Judge, evaluate_tokenizer, train_judge
 from maskimg.hardware import pick_device, pick_dtype
+from maskimg.metrics import frechet_distance, nearest
 from maskimg.pictures import Pictures, list_folder, read_pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler, describe
@@ -95,6 +96,10 @@ same concepts, so some samples are close to a training picture.
 
 Pictures: {credit}. {licence}.
 """
+TOKENIZER_FIGURES = (
+    "parameters_million", "psnr_db", "frechet_distance", "accuracy_real", "accuracy_reconstructed", "accuracy_kept",
+    "codes_used", "entropy_bits", "bits_per_picture", "encode_per_second", "decode_per_second",
+)  # fmt: skip
 LEFT_OUT = ("People & Body", "Flags")
 TOKENIZERS = {
     "fsq 1000, stride 4": TokenizerConfig(levels=(8, 5, 5, 5), channels=(64, 128)),
@@ -144,31 +149,8 @@ def judge_of(folder: Path, pictures: Pictures, steps: int = 2400) -> tuple[Judge
 
 def tokenizer_figures(tokenizer: Tokenizer, pictures: Pictures, judge: Judge) -> dict[str, float]:
     """Reconstruction of the held-out pictures: dB, Fréchet distance, accuracy kept, usage, speed."""
-    train, unseen = pictures.part(held_out=False), pictures.part(held_out=True)
-    field = list(pictures.fields).index("class")
-    images = normalize(unseen.pixels)
-    started = time.perf_counter()
-    codes = torch.cat([tokenizer.encode(part) for part in images.split(64)])
-    encoded = time.perf_counter()
-    restored = torch.cat([tokenizer.decode(part) for part in codes.split(64)])
-    decoded = time.perf_counter()
-    many = torch.cat([tokenizer.encode(normalize(part)) for part in train.pixels[:4000].split(64)])
-    usage, entropy = code_usage(many, tokenizer.vocab_size)
-    labels = unseen.labels[:, field]
-    real, kept = judge.accuracy(images, labels), judge.accuracy(restored, labels)
-    return {
-        "parameters_million": sum(p.numel() for p in tokenizer.parameters()) / 1e6,
-        "psnr_db": psnr(restored, images).mean().item(),
-        "frechet_distance": frechet_distance(judge.features(restored), judge.features(images)),
-        "accuracy_real": real,
-        "accuracy_reconstructed": kept,
-        "accuracy_kept": kept / real,
-        "codes_used": usage,
-        "entropy_bits": entropy,
-        "bits_per_picture": codes[0].numel() * torch.tensor(float(tokenizer.vocab_size)).log2().item(),
-        "encode_per_second": len(images) / (encoded - started),
-        "decode_per_second": len(images) / (decoded - encoded),
-    }
+    report = evaluate_tokenizer(tokenizer, pictures, judge=judge)
+    return {name: getattr(report, name) for name in TOKENIZER_FIGURES}
 
 
 def tokenizers(folder: Path, minutes: float, only: str) -> None:

@@ -18,10 +18,15 @@ COMMANDS = {
     "sample": "draw pictures into a folder",
     "inpaint": "redraw the painted part of a picture",
     "reconstruct": "a picture through the tokenizer and back",
+    "eval-tokenizer": "how well a tokenizer keeps a folder of pictures",
     "convert": "a tokenizer of another project -> one of maskimg's, or of diffusers'",
     "doubts": "where a model's critic doubts a picture, as a heat-map",
     "info": "what a model can do, or how a picture was made",
 }
+
+
+# How many training pictures `eval-tokenizer` reads: to train a classifier with, and only to count codes over.
+MOST_TRAINING, FEW_TRAINING = 10_000, 4_000
 
 
 class Refused(Exception):
@@ -267,31 +272,134 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
     _add_model(parser)
     parser.add_argument("--tokenizer", type=str, help="tokenizer directory, instead of a model; takes any size")
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
+    parser.add_argument("--size", type=int, help="longer side in pixels; if not given, the model's, padded to a square")
     _add_machine(parser)
     given = parser.parse_args(arguments)
     if given.tokenizer:
-        return _reconstruct_alone(given)
-    restored = _pipeline(given).reconstruct(given.image)
+        restored = _reconstruct_alone(given)
+    else:
+        restored = _pipeline(given).reconstruct(given.image, size=given.size)
     restored.image.save(_png_path(given.out), format="PNG")
-    print(f"done: {restored.psnr_db:.1f} dB at {restored.image.width}x{restored.image.height}, in {given.out}")
+    for name, value in restored.facts().items():
+        print(f"{name}: {value}")
+    print(f"done: in {given.out}")
 
 
-def _reconstruct_alone(given: Namespace) -> None:
-    """With a tokenizer that belongs to no model: the whole picture, but for what its stride does not divide."""
-    from maskimg.evaluate import psnr
+def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("tokenizer", type=str, help="tokenizer, or a model that holds one: bundled, directory or hub")
+    parser.add_argument("folder", type=str, help="folder of pictures; labels make more figures possible")
+    parser.add_argument("--count", type=int, default=5000, help="at most so many held-out pictures are measured")
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        help="hold out this share at random, for a tokenizer that was not trained on the folder; if not given, what "
+        "the `split` of labels.csv keeps out, or else the one in twenty that `maskimg train` does",
+    )
+    parser.add_argument("--size", type=int, default=0, help="side in pixels; the model's, or as the pictures are, if 0")
+    parser.add_argument("--classifier-steps", type=int, default=600, help="of our own classifier; 0 leaves it out")
+    parser.add_argument("--json", type=str, help="file to write the figures to")
+    parser.add_argument("--sheet", type=str, help="PNG to write: originals, reconstructions and errors")
+    parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
+    given = parser.parse_args(arguments)
+    _check_evaluation(given)
+    sheet = _png_path(given.sheet, "--sheet") if given.sheet else None
+    import dataclasses
+
+    from tqdm import tqdm
+
+    from maskimg.evaluate import describe, evaluate_tokenizer, judge_for, reconstruction_sheet
     from maskimg.hardware import pick_device
-    from vqgan import Tokenizer, load_image
-    from vqgan.images import to_pil, to_tensor
+    from maskimg.outside import load_inception, load_lpips
 
-    tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(pick_device(given.device))
+    device = pick_device(given.device)
+    tokenizer, size = _tokenizer(given.tokenizer)
+    tokenizer = tokenizer.to(device)
+    pictures = _pictures_to_measure(given, size, tokenizer.stride)
+    report = evaluate_tokenizer(
+        tokenizer,
+        pictures,
+        judge=judge_for(pictures, given.classifier_steps, progress=tqdm),
+        lpips=load_lpips(device),
+        inception=load_inception(device),
+        progress=tqdm,
+    )
+    kind = "held-out " if report.held_out else ""
+    print(f"{report.pictures} {kind}pictures of {report.size[1]}x{report.size[0]} pixels\n\n{describe(report)}")
+    if given.json:
+        from vqgan.files import write_json
+
+        write_json(Path(given.json), dataclasses.asdict(report))
+    if sheet:
+        reconstruction_sheet(tokenizer, pictures).save(sheet, format="PNG")
+    written = [f"`{path}`" for path in (given.json, given.sheet) if path]
+    print(f"\ndone{': in ' + ' and '.join(written) if written else ''}")
+
+
+def _check_evaluation(given: Namespace) -> None:
+    if given.count < 1 or given.classifier_steps < 0 or given.size < 0:
+        raise Refused("--count must be 1 or more, --classifier-steps and --size 0 or more")
+    if given.held_out is not None and not 0 < given.held_out <= 1:
+        raise Refused(f"--held-out must be more than 0 and at most 1, got {given.held_out}")
+    if given.json and Path(given.json).is_dir():
+        raise Refused(f"--json must name a file, and `{given.json}` is a folder")
+    if given.json:
+        Path(given.json).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _pictures_to_measure(given: Namespace, size: int, stride: int) -> Any:
+    """The held-out pictures, and training pictures to count codes over and to train a classifier with."""
+    import tempfile
+
+    from tqdm import tqdm
+
+    from maskimg.pictures import list_folder, read_pictures, subset
+    from maskimg.training.folder import usual_side
+
+    listing = list_folder(given.folder)
+    size = given.size or size or max(1, min(usual_side(listing.paths), 256) // stride) * stride
+    if size % stride:
+        raise Refused(f"--size must be a multiple of the tokenizer's stride {stride}, got {size}")
+    training = MOST_TRAINING if given.classifier_steps and listing.fields else FEW_TRAINING
+    listing = subset(listing, held_out=given.count, training=training, share=given.held_out)
+    with tempfile.TemporaryDirectory() as temporary:  # the array stays mapped after its file is gone
+        cache = Path(temporary) / "pictures"
+        pictures = read_pictures(listing, size, cache, max_bad=given.max_bad, progress=tqdm)
+        _say_bad(cache / "bad.txt")
+    return pictures
+
+
+def _tokenizer(name: str) -> tuple[Any, int]:
+    """The tokenizer of a model, or one on its own, and the side of the model's pictures, 0 where it does not say."""
+    from maskimg.pipeline import locate_model
+    from vqgan import Tokenizer, files
+
+    directory = locate_model(name)
+    tokenizer = Tokenizer.from_pretrained(directory)
+    about = files.read_json(directory / "pipeline.json") if (directory / "pipeline.json").is_file() else {}
+    size = about.get("image_size", 0)
+    return tokenizer, size if isinstance(size, int) else 0
+
+
+def _reconstruct_alone(given: Namespace) -> Any:
+    """With a tokenizer that belongs to no model: the whole picture, as large as it is."""
+    from maskimg.hardware import pick_device
+    from maskimg.reconstruction import LARGEST, reconstruct
+    from vqgan import Tokenizer, load_image
+    from vqgan.images import to_tensor
+
+    device = pick_device(given.device)
+    tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(device)
     image = load_image(given.image)
-    width, height = (side - side % tokenizer.stride for side in image.size)
-    if not width or not height:
-        raise Refused(f"the picture must be at least {tokenizer.stride} pixels wide and high, got {image.size}")
-    pixels = to_tensor(image.crop((0, 0, width, height)))[None]
-    restored = tokenizer.decode(tokenizer.encode(pixels.to(next(tokenizer.parameters()).device))).cpu()
-    to_pil(restored[0]).save(_png_path(given.out), format="PNG")
-    print(f"done: {psnr(restored, pixels).item():.1f} dB at {width}x{height}, in {given.out}")
+    return reconstruct(
+        image,
+        lambda picture: tokenizer.encode(to_tensor(picture)[None].to(device)),
+        tokenizer.decode,
+        stride=tokenizer.stride,
+        vocab_size=tokenizer.vocab_size,
+        square=0,
+        size=given.size or min(LARGEST, max(tokenizer.stride, *image.size)),
+    )
 
 
 def convert(parser: Parser, arguments: list[str]) -> None:
@@ -526,10 +634,10 @@ def _label(given: list[str] | None) -> dict[str, str] | str | None:
     return named or (plain[0] if plain else None)
 
 
-def _png_path(text: str) -> Path:
+def _png_path(text: str, option: str = "--out") -> Path:
     path = Path(text)
     if path.suffix.lower() != ".png":
-        raise Refused(f"--out must end in .png, got `{text}`")
+        raise Refused(f"{option} must end in .png, got `{text}`")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -113,6 +113,36 @@ def list_folder(folder: str | Path) -> Listing:
     return Listing(folder, paths, {"class": names}, labels, _held_out(folder, paths))
 
 
+def subset(listing: Listing, *, held_out: int, training: int, share: float | None = None, seed: int = 0) -> Listing:
+    """At most `held_out` held-out pictures and `training` others, drawn at random, in their old order.
+
+    Args:
+        share: first hold out this share of all pictures instead, drawn at random.
+
+    Raises:
+        DataError: the share leaves no picture to hold out.
+    """
+    chance = np.random.default_rng(seed)
+    if share is not None:
+        count = round(share * len(listing.paths))
+        if not count:
+            raise DataError(f"a share of {share} of {len(listing.paths)} pictures is none: hold out more")
+        unseen = np.zeros(len(listing.paths), bool)
+        unseen[chance.permutation(len(listing.paths))[:count]] = True
+        listing = dataclasses.replace(listing, held_out=unseen)
+    parts = [
+        chance.permutation(np.flatnonzero(listing.held_out == kept_out))[:most]
+        for kept_out, most in ((True, held_out), (False, training))
+    ]
+    chosen = np.sort(np.concatenate(parts))
+    return dataclasses.replace(
+        listing,
+        paths=[listing.paths[i] for i in chosen],
+        labels=listing.labels[chosen],
+        held_out=listing.held_out[chosen],
+    )
+
+
 def read_pictures(listing: Listing, size: int, cache: str | Path, *, max_bad: float = 0.01, progress=None) -> Pictures:
     """Every picture of `listing` as a centred `size` x `size` square, decoded once and kept in `cache`.
 

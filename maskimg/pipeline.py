@@ -16,13 +16,13 @@ from PIL import Image
 
 from maskimg import __version__
 from maskimg.conditions import Label, LabelFields
-from maskimg.evaluate import psnr
 from maskimg.graphs import GraphedSampler
 from maskimg.hardware import autocast, can_compile, compile_blocks, pick_device, pick_dtype
 from maskimg.hole import Hole, Mask, painted_pixels, tokens_along, tokens_to_redraw
 from maskimg.maskgit import MaskGit
 from maskimg.noise import SEEDS
 from maskimg.recipe import write_png
+from maskimg.reconstruction import Reconstruction, reconstruct
 from maskimg.sampler import Sampler, make_presets
 from maskimg.sampling import Step, first_features, sample_steps
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
@@ -65,16 +65,6 @@ class Preview:
     codes: torch.Tensor
     scores: torch.Tensor
     masked: torch.Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class Reconstruction:
-    """A picture after the round trip through the tokenizer, at the model's size, and how close it came."""
-
-    original: Image.Image
-    image: Image.Image
-    codes: torch.Tensor
-    psnr_db: float
 
 
 class Pipeline:
@@ -238,13 +228,25 @@ class Pipeline:
         result = self._finish(self._draw(label, hole.codes, seeds, sampler, best_of), recipes)
         return dataclasses.replace(result, images=[hole.paste(drawn) for drawn in result.images])
 
-    def reconstruct(self, image: Image.Image | str | Path) -> Reconstruction:
-        """Encode a picture (padded to a square) and decode it again: what the tokenizer can and cannot keep."""
-        square, box = pad_square(opened(image), self.image_size)
-        codes = self.encode(square)
-        restored = self.decode(codes)
-        closeness = psnr(restored.cpu(), to_tensor(square)[None]).item()
-        return Reconstruction(square.crop(box), to_pil(restored[0]).crop(box), codes, closeness)
+    def reconstruct(self, image: Image.Image | str | Path, *, size: int | None = None) -> Reconstruction:
+        """Encode a picture and decode it again: what the tokenizer can and cannot keep.
+
+        Args:
+            size: the longer side at which it is encoded, in pixels; if not given, the picture is padded to the square
+                that the model draws.
+
+        Raises:
+            ImageError: a file cannot be read. ValueError: the size is out of range.
+        """
+        return reconstruct(
+            opened(image),
+            self.encode,
+            self.decode,
+            stride=self.tokenizer.stride,
+            vocab_size=self.tokenizer.vocab_size,
+            square=self.image_size,
+            size=size,
+        )
 
     def steps(
         self,
@@ -327,7 +329,7 @@ class Pipeline:
         return recipe | {"best_of": best_of} if best_of > 1 else recipe
 
     def encode(self, image: Image.Image) -> torch.Tensor:
-        """A picture of the model's size -> codes (1, h, w)."""
+        """A picture, of the model's size or any other that the stride divides -> codes (1, h, w)."""
         return self.tokenizer.encode(to_tensor(image)[None].to(self.device))
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
@@ -370,8 +372,7 @@ class Pipeline:
         Raises:
             ModelError: it is missing, incomplete, damaged, or made by a newer version.
         """
-        bundled = BUNDLED / str(name)
-        directory = bundled if str(name) in bundled_models() else files.locate(name)
+        directory = locate_model(name)
         files.verify(directory)
         about = files.read_json(directory / "pipeline.json")
         if about.get("format") != FORMAT:
@@ -536,6 +537,15 @@ class Pipeline:
 def bundled_models() -> list[str]:
     """Names of the models that came with the package."""
     return sorted(path.name for path in BUNDLED.glob("*") if (path / files.MANIFEST).is_file())
+
+
+def locate_model(name: str | Path) -> Path:
+    """The directory of a bundled model, or as `files.locate` finds it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    return BUNDLED / str(name) if str(name) in bundled_models() else files.locate(name)
 
 
 def expand_seeds(seeds: int | Sequence[int], count: int) -> list[int]:

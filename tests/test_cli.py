@@ -1,5 +1,6 @@
 """The command line: bad input gives one sentence and exit code 2, never a traceback, and writes nothing."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from maskimg.cli import COMMANDS, main, overview
+from maskimg.pictures import list_folder
+from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
-from vqgan import load_image
+from vqgan import Tokenizer, load_image
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +112,73 @@ def test_reconstruct_and_info_answer(model, picture, tmp_path, capsys):
     out = tmp_path / "restored.png"
     main(["reconstruct", str(picture), "--model", str(model), "--out", str(out)])
     assert load_image(out).size == (16, 10)
+    shown = capsys.readouterr().out
+    facts = Pipeline.from_pretrained(model, device="cpu").reconstruct(picture).facts()
+    assert shown.splitlines() == [f"{name}: {value}" for name, value in facts.items()] + [f"done: in {out}"]
+    main(["reconstruct", str(picture), "--model", str(model), "--out", str(out), "--size", "32"])
+    assert load_image(out).size == (32, 20)
+    assert "tokens: 40 (5x8)" in capsys.readouterr().out
     main(["info", str(model)])
     shown = capsys.readouterr().out
     assert "4x4 tokens, 64 codes" in shown
     assert "class: bird, bug, cat" in shown
+
+
+def test_a_tokenizer_is_measured_on_a_folder(model, tmp_path, draw_pictures, capsys):
+    draw_pictures(tmp_path / "pictures", count=60)
+    written = {"json": tmp_path / "new" / "figures.json", "sheet": tmp_path / "new" / "sheet.png"}
+    options = [f"--{name}={path}" for name, path in written.items()]
+    assert main(["eval-tokenizer", str(model), str(tmp_path / "pictures"), "--classifier-steps=3", *options]) == 0
+
+    held_out = int(list_folder(tmp_path / "pictures").held_out.sum())
+    shown, progress = capsys.readouterr()
+    assert f"{held_out} held-out pictures of 16x16 pixels" in shown
+    for name in ("PSNR", "SSIM", "codes used", "entropy", "bits per picture", "accuracy kept", "its floor", "not FID"):
+        assert name in shown
+    assert "pictures/s" in progress
+    figures = json.loads(written["json"].read_text())
+    assert figures["pictures"] == held_out and figures["grid"] == [4, 4]
+    assert f"{figures['psnr_db']:.2f} dB" in shown
+    for name, key in (("LPIPS", "lpips"), ("rFID", "rfid")):
+        assert (figures[key] is None) == (f"{name}: not measured: " in shown) == (name in figures["not_measured"])
+    assert load_image(written["sheet"]).size == (18 * held_out + 2, 3 * 18 + 2)
+
+
+def test_a_tokenizer_alone_is_measured_at_any_size_its_stride_divides(model, tmp_path, draw_pictures, capsys):
+    draw_pictures(tmp_path / "pictures", count=20, classes=(), size=21)
+    Tokenizer.from_pretrained(model).save_pretrained(tmp_path / "tokenizer")
+    command = ["eval-tokenizer", str(tmp_path / "tokenizer"), str(tmp_path / "pictures"), "--held-out", "0.5"]
+    main(command)
+    shown = capsys.readouterr().out
+    assert "10 held-out pictures of 20x20 pixels" in shown
+    assert "Fréchet distance: not measured: needs a folder with labels" in shown
+    main([*command, "--size", "12", "--count", "4"])
+    assert "4 held-out pictures of 12x12 pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--count", "0"], "--count must be 1 or more"),
+        (["--classifier-steps", "-1"], "--classifier-steps and --size 0 or more"),
+        (["--held-out", "1.5"], "--held-out must be more than 0 and at most 1, got 1.5"),
+        (["--held-out", "0.001"], "is none: hold out more"),
+        (["--size", "18"], "--size must be a multiple of the tokenizer's stride 4, got 18"),
+        (["--sheet", "sheet.gif"], "--sheet must end in .png, got `sheet.gif`"),
+        (["--json", "."], "--json must name a file, and `.` is a folder"),
+        (["--device", "abacus"], "there is no device `abacus`"),
+    ],
+)
+def test_a_tokenizer_cannot_be_measured_with_wrong_options(model, options, sentence, tmp_path, draw_pictures, capsys):
+    draw_pictures(tmp_path, count=3)
+    assert sentence in refused(capsys, "eval-tokenizer", model, tmp_path, *options)
+
+
+def test_what_is_no_tokenizer_or_no_folder_gets_a_sentence(model, tmp_path, capsys):
+    assert "there is no model directory" in refused(capsys, "eval-tokenizer", tmp_path / "none", tmp_path)
+    assert "there is no folder" in refused(capsys, "eval-tokenizer", model, tmp_path / "none")
+    assert "holds no PNG, JPEG or WebP pictures" in refused(capsys, "eval-tokenizer", model, tmp_path)
+    assert "it has no manifest.json" in refused(capsys, "eval-tokenizer", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -126,12 +126,28 @@ def test_inpaint_answers_with_pictures_of_the_same_size_and_keeps_the_rest(clien
     assert 0 < recipe["tokens_redrawn"] < 16
 
 
-def test_reconstruct_answers_with_both_pictures_and_how_close_they_are(client, tmp_path):
-    before, after, words = client.predict(
-        image=handle_file(picture(tmp_path / "in.png", (32, 16))), api_name="/reconstruct"
-    )
+def test_reconstruct_answers_with_both_pictures_and_how_close_they_are(client, pipeline, tmp_path):
+    path = picture(tmp_path / "in.png", (32, 16))
+    before, after, words = client.predict(image=handle_file(path), api_name="/reconstruct")
     assert load_image(before).size == load_image(after).size == (16, 8)
-    assert words.startswith("PSNR ") and "16 tokens" in words
+    expected = pipeline.reconstruct(path)
+    assert np.array_equal(np.asarray(load_image(after)), np.asarray(expected.image))
+    assert words == (
+        f"PSNR {expected.psnr_db:.1f} dB · SSIM {expected.ssim:.3f} · 16 tokens, {expected.distinct} of 64 codes in use"
+    )
+    _, whole, words = client.predict(image=handle_file(path), size="up to 256", api_name="/reconstruct")
+    assert load_image(whole).size == (32, 16)
+    assert "32 tokens" in words
+
+
+def test_reconstruct_takes_pictures_that_are_turned_transparent_or_thin(client, tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 8
+    load_image(picture(tmp_path / "a.png", (32, 16))).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (30, 2), (255, 0, 0, 40)).save(tmp_path / "thin.png")
+    for name, size in (("turned.jpg", (8, 16)), ("thin.png", (16, 1))):
+        before, after, _ = client.predict(image=handle_file(tmp_path / name), api_name="/reconstruct")
+        assert load_image(before).size == load_image(after).size == size
 
 
 # ----------------------------------------------------------------------------- what is refused, and in which words
@@ -206,6 +222,12 @@ def test_a_missing_picture_is_asked_for(client, tmp_path):
     with pytest.raises(AppError, match="There is no mask: choose a file first"):
         image = handle_file(picture(tmp_path / "in.png", (16, 16)))
         client.predict(image=image, mask=None, api_name="/inpaint")
+
+
+def test_a_size_that_is_not_offered_is_refused(pipeline, tmp_path):
+    path = str(picture(tmp_path / "in.png", (16, 16)))
+    with pytest.raises(ValueError, match="size must be one of the model's, up to 256, up to 512, got `vast`"):
+        runs.reconstruct(pipeline, path, "vast")
 
 
 def test_an_unexpected_fault_tells_a_number_and_the_log_tells_the_rest(caplog):

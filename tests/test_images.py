@@ -16,7 +16,10 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from vqgan.images import (
     ImageError,
+    code_map,
+    error_map,
     fit_square,
+    fit_stride,
     list_images,
     load_image,
     normalize,
@@ -336,6 +339,41 @@ def test_a_sheet_is_as_wide_as_its_pictures_need():
     assert sheet([Image.new("RGB", (4, 4))], 8, gap=2).size == (8, 8)
     with pytest.raises(ValueError, match="at least one picture"):
         sheet([], 8)
+
+
+def test_a_difference_is_brighter_the_larger_it_is():
+    left = Image.new("RGB", (4, 1))
+    right = Image.fromarray(np.array([[[0] * 3, [10] * 3, [30, 30, 0], [200] * 3]], np.uint8))
+    glow = np.asarray(error_map(left, right, gain=5)).astype(int).sum(-1)[0]
+    assert glow[0] == 0 and glow[3] == 252 + 255 + 180
+    assert glow[0] < glow[1] < glow[2] < glow[3]
+    assert np.array_equal(np.asarray(error_map(left, right)), np.asarray(error_map(right, left)))
+    # A mean error of a twentieth of the range, five times as bright, is the second of four steps.
+    quarter = error_map(left, Image.new("RGB", (4, 1), (12, 13, 13)), gain=5.0 * 255 / 253.333)
+    assert np.abs(np.asarray(quarter)[0, 0].astype(int) - (84, 15, 109)).max() <= 1
+
+
+def test_a_code_has_one_colour_and_others_have_others():
+    codes = torch.arange(1024).reshape(32, 32)
+    colours = np.asarray(code_map(codes)).reshape(-1, 3)
+    assert len({tuple(colour) for colour in colours.tolist()}) > 1000
+    assert np.abs(np.diff(colours.astype(int), axis=0)).sum(-1).min() > 60  # neighbours are easily told apart
+    assert np.array_equal(np.asarray(code_map(codes.flip(0))), np.asarray(code_map(codes))[::-1])
+    assert code_map(codes[:2]).size == (32, 2)
+    assert code_map(torch.tensor([[0, 262143]])).size == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "stride", "fitted"),
+    [
+        ((100, 50), 64, 8, (64, 32)),
+        ((50, 100), 64, 16, (32, 64)),
+        ((500, 3), 64, 8, (64, 8)),
+        ((9, 9), 20, 8, (16, 16)),
+    ],
+)
+def test_a_whole_picture_is_fitted_to_the_stride(size, side, stride, fitted):
+    assert fit_stride(Image.new("RGB", size), side, stride).size == fitted
 
 
 def test_a_picture_can_come_from_an_open_file(tmp_path: Path):

@@ -21,6 +21,7 @@ PURE = (
     "maskimg.sampler",
     "maskimg.sampling",
     "maskimg.noise",
+    "maskimg.metrics",
 )
 PICTURES_AND_TOKENIZERS = {"PIL", "torchvision", "imageio", "cv2", "gradio", "vqgan", "vector_quantize_pytorch"}
 FILES = {"pathlib", "os", "io", "shutil", "tempfile", "glob", "json", "pickle", "yaml"}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from maskimg import pictures as reading
-from maskimg.pictures import DataError, list_folder, move, read_pictures
+from maskimg.pictures import DataError, list_folder, move, read_pictures, subset
 
 
 def _plain(folder: Path, *names: str, size: int = 20) -> Path:
@@ -301,3 +301,30 @@ def test_moving_shifts_each_picture_and_repeats_its_edges():
     assert set(found) == set(range(9))
     assert torch.equal(move(picture, 1, torch.Generator().manual_seed(0)), moved)
     assert torch.equal(move(picture, 0, torch.Generator()), picture)
+
+
+# ----------------------------------------------------------------------------- a part of a folder
+
+
+def test_a_subset_keeps_who_is_held_out_and_every_label(tmp_path, draw_pictures):
+    draw_pictures(tmp_path, count=60)
+    listing = list_folder(tmp_path)
+    part = subset(listing, held_out=2, training=10)
+    assert (int(part.held_out.sum()), len(part.paths)) == (2, 12)
+    rows = [listing.paths.index(path) for path in part.paths]
+    assert rows == sorted(rows)
+    assert np.array_equal(part.held_out, listing.held_out[rows])
+    assert np.array_equal(part.labels, listing.labels[rows])
+    assert subset(listing, held_out=2, training=10).paths == part.paths
+    assert subset(listing, held_out=2, training=10, seed=1).paths != part.paths
+    assert subset(listing, held_out=100, training=100).paths == listing.paths
+
+
+def test_a_share_may_be_held_out_instead(tmp_path, draw_pictures):
+    draw_pictures(tmp_path, count=40)
+    listing = list_folder(tmp_path)
+    part = subset(listing, held_out=100, training=100, share=0.25)
+    assert (int(part.held_out.sum()), len(part.paths)) == (10, 40)
+    assert not np.array_equal(part.held_out, listing.held_out)
+    with pytest.raises(DataError, match="a share of 0.01 of 40 pictures is none: hold out more"):
+        subset(listing, held_out=100, training=100, share=0.01)

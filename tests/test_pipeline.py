@@ -1,6 +1,7 @@
 """What a person with a finished model is promised: labels and holes in, pictures and their recipes out."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -510,10 +511,61 @@ def test_a_file_that_is_no_picture_is_refused(pipeline, tmp_path):
 @pytest.mark.parametrize("size", [(16, 16), (40, 20), (5, 30)])
 def test_a_reconstruction_stands_beside_its_original(pipeline, size):
     result = pipeline.reconstruct(_photo(size))
-    assert result.original.size == result.image.size
+    assert result.original.size == result.image.size == result.error.size == result.code_picture.size
     assert max(result.image.size) == 16
     assert result.codes.shape == (1, 4, 4)
     assert 0 < result.psnr_db < 60
+    assert -1 < result.ssim < 1
+
+
+@pytest.mark.parametrize(
+    ("photo", "size", "encoded"),
+    [((40, 20), 24, (24, 12)), ((40, 20), 1000, (40, 20)), ((3, 200), 64, (4, 64)), ((7, 9), 8, (8, 8))],
+)
+def test_a_whole_picture_is_encoded_at_the_size_asked_for_and_never_enlarged_to_it(pipeline, photo, size, encoded):
+    result = pipeline.reconstruct(_photo(photo), size=size)
+    assert result.image.size == encoded
+    assert result.codes.shape == (1, encoded[1] // 4, encoded[0] // 4)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 3, 2049])
+def test_a_size_out_of_range_is_refused(pipeline, size):
+    with pytest.raises(ValueError, match=f"size must be between the stride 4 and 2048 pixels, got {size}"):
+        pipeline.reconstruct(_photo((16, 16)), size=size)
+
+
+def test_what_is_padded_counts_neither_for_nor_against_a_reconstruction(pipeline):
+    photo = _photo((64, 16))
+    result = pipeline.reconstruct(photo)
+    by_hand = (np.asarray(result.image, float) - np.asarray(result.original, float)) ** 2
+    assert by_hand.shape == (4, 16, 3)
+    assert result.psnr_db == pytest.approx(10 * np.log10(255**2 / by_hand.mean()), abs=1e-3)
+
+
+def test_the_figures_of_a_reconstruction_are_counted_from_its_codes(pipeline):
+    result = pipeline.reconstruct(_photo((40, 20)), size=40)
+    facts = result.facts()
+    assert result.tokens == 50 and result.bits == 50 * 6
+    assert result.distinct == len(set(result.codes.flatten().tolist()))
+    file = io.BytesIO()
+    result.original.save(file, format="PNG", optimize=True)
+    assert result.png_bytes == len(file.getvalue())
+    assert facts["tokens"] == "50 (5x10)" and facts["as codes"] == "300 bits"
+    assert facts["different codes"] == f"{result.distinct} of 64"
+    assert facts["PSNR"] == f"{result.psnr_db:.1f} dB"
+    assert dataclasses.replace(result, image=result.original).facts()["PSNR"] == "identical"
+    # One colour for each code, on the pixels of its token.
+    colours = np.asarray(result.code_picture)[::4, ::4].reshape(-1, 3)
+    assert len({tuple(colour) for colour in colours.tolist()}) == result.distinct
+
+
+def test_a_picture_is_reconstructed_upright_and_with_white_for_what_was_transparent(pipeline, tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6  # a phone held upright
+    _photo((40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert pipeline.reconstruct(tmp_path / "turned.jpg").image.size == (8, 16)
+    Image.new("RGBA", (16, 16), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert np.asarray(pipeline.reconstruct(tmp_path / "clear.png").original).min() == 255
 
 
 # ----------------------------------------------------------------------------- recipes

@@ -14,8 +14,8 @@ from tiny import LABELS, NETWORK, TOKENIZER
 from torch import nn
 
 from maskimg.codes import CodeCache, encode_pictures
-from maskimg.evaluate import psnr
 from maskimg.maskgit import MaskGit
+from maskimg.metrics import psnr
 from maskimg.pictures import Pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler

@@ -21,6 +21,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 FORMATS = ("PNG", "JPEG", "WEBP")  # a phone's MPO comes in through JPEG
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 WHITE = (255, 255, 255)
+# Black, purple, red, orange, pale yellow: brighter at each step, so it reads the same without colour.
+GLOW = ((0, 0, 0), (84, 15, 109), (187, 55, 84), (249, 142, 9), (252, 255, 180))
 TURNS = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -102,6 +104,13 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
 
 
+def fit_stride(image: Image.Image, side: int, stride: int) -> Image.Image:
+    """The whole of `image`, its longer side scaled to `side`, both rounded to the next multiple of `stride`."""
+    scale = side / max(image.size)
+    width, height = (max(1, round(each * scale / stride)) * stride for each in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
 def pad_square(image: Image.Image, size: int) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """The whole of `image` on a white square of `size`, and the box (left, top, right, bottom) it fills there."""
     scale = size / max(image.size)
@@ -150,6 +159,24 @@ def heat_map(image: Image.Image, shares: torch.Tensor) -> Image.Image:
     alpha = Image.fromarray((shares.clamp(0, 1) * 217).byte().numpy()).resize(image.size, Image.Resampling.NEAREST)
     grey = image.convert("L").convert("RGB")
     return Image.composite(Image.new("RGB", image.size, (214, 40, 57)), grey, alpha)
+
+
+def error_map(image: Image.Image, other: Image.Image, *, gain: float = 5) -> Image.Image:
+    """Where two equally large RGB pictures differ: black for nothing, pale from a mean error of 255 / `gain` on."""
+    error = np.abs(np.asarray(image, np.float32) - np.asarray(other, np.float32)).mean(-1) / 255
+    places = np.linspace(0, 1, len(GLOW))
+    shown = np.stack([np.interp(gain * error, places, channel) for channel in np.transpose(GLOW)], axis=-1)
+    return Image.fromarray(shown.round().astype(np.uint8))
+
+
+def code_map(codes: torch.Tensor) -> Image.Image:
+    """Codes (h, w) -> a picture of w x h pixels, in which a code has the same colour wherever it stands.
+
+    Hues and brightnesses run through two irrational steps, so neighbouring numbers are easily told apart.
+    """
+    hue, lightness = ((codes.cpu().numpy() * step) % 1 for step in (0.7548776662466927, 0.5698402909980532))
+    channels = (255 * hue, 150 + 60 * lightness, 255 - 130 * lightness)
+    return Image.merge("HSV", [Image.fromarray(each.astype(np.uint8)) for each in channels]).convert("RGB")
 
 
 def paired_sheet(groups: Sequence[Sequence[Image.Image]], columns: int) -> Image.Image:

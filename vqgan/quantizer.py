@@ -112,9 +112,9 @@ class Codebook(Quantizer):
         book = self.vq._codebook
         if not self.training and not bool(book.get_buffer("initted")):
             raise ValueError("this tokenizer's codebook is empty: train it first")  # looking at it would fill it
-        # In tokens a batch, averaged: where a batch has fewer tokens than codes, live ones have less than one each.
+        # The library counts in tokens a batch, averaged: set in those, a batch of few tokens restarts live codes too.
         tokens = latents.shape[0] * latents.shape[1]
-        book.threshold_ema_dead_code = RESTART * min(1.0, tokens / self.vocab_size)  # pyright: ignore
+        book.threshold_ema_dead_code = RESTART * tokens / self.vocab_size  # pyright: ignore
         with warnings.catch_warnings():
             # A first batch with fewer latents than codes gives equal codes, which the restarts then part.
             warnings.filterwarnings("ignore", message=".*kmeans.*")
@@ -125,7 +125,7 @@ class Codebook(Quantizer):
         return self.vq.get_output_from_indices(codes)
 
 
-RESTART = 0.1  # share of its fair use below which a code is restarted
+RESTART = 0.1  # share of a code's fair use, tokens / codes, below which it is restarted
 
 
 class Signs(Quantizer):

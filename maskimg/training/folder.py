@@ -14,8 +14,8 @@ from PIL import Image
 
 from maskimg import pictures as reading
 from maskimg.codes import CodeCache, encode_pictures, read_codes
-from maskimg.evaluate import code_usage, psnr
 from maskimg.hardware import pick_device
+from maskimg.metrics import code_usage, psnr
 from maskimg.pictures import Listing, Pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler

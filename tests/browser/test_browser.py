@@ -169,11 +169,60 @@ def test_a_drawn_picture_can_be_sent_to_inpaint_and_painted(page):
 
 
 def test_a_picture_makes_the_round_trip(page, tmp_path):
-    Image.radial_gradient("L").resize((64, 48)).save(tmp_path / "in.png")
+    Image.radial_gradient("L").resize((64, 48)).convert("RGB").save(tmp_path / "in.png")
+    expected = tiny_pipeline().reconstruct(tmp_path / "in.png")
     open_tab(page, "Reconstruct")
+    expect(page.locator("#reconstruct-status")).to_contain_text("open a picture to begin")
+    expect(page.locator("#reconstruct-download")).to_be_disabled()
     page.locator("#reconstruct-upload input[type=file]").set_input_files(tmp_path / "in.png")
-    expect(page.locator("#reconstruct-status")).to_contain_text("PSNR")
-    expect(page.locator("#reconstruct-after img")).to_be_visible()
+
+    # Four pictures, of one size, and the figures of the pipeline.
+    expect(page.locator("#reconstruct-status")).to_contain_text(f"PSNR {expected.psnr_db:.1f} dB")
+    shown = {"before": expected.original, "after": expected.image}
+    shown |= {"error": expected.error, "codes": expected.code_picture}
+    for name, image in shown.items():
+        expect(page.locator(f"#reconstruct-{name} img")).to_be_visible()
+        file = fetch(page, page.locator(f"#reconstruct-{name} img"), tmp_path / f"{name}.png")
+        assert np.array_equal(np.asarray(load_image(file)), np.asarray(image)), name
+    for name, words in expected.facts().items():
+        row = page.locator("#reconstruct-figures tr").filter(has=page.get_by_role("rowheader", name=name, exact=True))
+        expect(row.locator("td")).to_have_text(words)
+
+    # The download is the reconstruction.
+    with page.expect_download() as download:
+        page.locator("#reconstruct-download").click()
+    assert download.value.suggested_filename == "tiny-reconstruction.png"
+    download.value.save_as(tmp_path / "saved.png")
+    assert np.array_equal(np.asarray(load_image(tmp_path / "saved.png")), np.asarray(expected.image))
+
+
+def test_a_round_trip_runs_again_at_another_size_by_key_and_is_forgotten_with_its_picture(page, tmp_path):
+    Image.radial_gradient("L").resize((64, 48)).convert("RGB").save(tmp_path / "in.png")
+    open_tab(page, "Reconstruct")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_text("There is no picture: choose a file first.").last).to_be_visible()
+    page.locator("#reconstruct-upload input[type=file]").set_input_files(tmp_path / "in.png")
+    tokens = page.locator("#reconstruct-figures tr").nth(3).locator("td")
+    expect(tokens).to_have_text("16 (4x4)")
+    page.get_by_label("up to 256").check()
+    expect(tokens).to_have_text("192 (12x16)")
+
+    page.locator("#reconstruct-upload").get_by_label("Clear").or_(
+        page.locator("#reconstruct-upload").get_by_label("Remove Image")
+    ).first.click()
+    expect(tokens).to_have_text("–")
+    expect(page.locator("#reconstruct-after img")).to_have_count(0)
+    page.locator("#reconstruct-upload input[type=file]").set_input_files(tmp_path / "in.png")
+    expect(tokens).to_have_text("192 (12x16)")
+
+
+def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    open_tab(page, "Reconstruct")
+    page.locator("#reconstruct-upload input[type=file]").set_input_files(tmp_path / "text.png")
+    expect(page.get_by_text("The picture is not a readable PNG, JPEG or WebP picture.").last).to_be_visible()
+    expect(page.locator("#reconstruct-status")).to_contain_text("this picture cannot be used")
+    expect(page.locator("#reconstruct-download")).to_be_disabled()
 
 
 def test_nothing_sticks_out_on_a_phone_and_every_button_has_a_name(page):

@@ -1,0 +1,133 @@
+"""Figures that need nothing but tensors: closeness of pictures, use of codes, distance of features, and warnings.
+
+Shapes: n pictures, c channels, y x pixels, d features.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+
+LOW_USAGE = 0.5  # below this share of the codes there is a warning
+LOW_ENTROPY = 0.6  # below this share of the bits that even use would carry
+LOW_SPREAD = 0.25  # below this share of the data's spread pictures count as flat, or as all alike
+
+
+def psnr(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio of each image, in dB: (n, 3, H, W) in [-1, 1] twice -> (n,)."""
+    error = reduce((images.float() - targets.float()).square(), "n c y x -> n", "mean")
+    return 10 * torch.log10(4 / error.clamp(min=1e-10))
+
+
+def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Structural similarity of each image: (n, 3, H, W) in [-1, 1] twice -> (n,), 1 for equal ones.
+
+    Wang et al. 2004, section III-B: a Gaussian window of 11x11 and sigma 1.5, K1 = 0.01, K2 = 0.03, only where the
+    window fits, the mean over channels; the same value as from pixels of 0 to 255 with L = 255. Images with a side of
+    less than 11 pixels get the widest odd window that fits.
+    """
+    if images.shape != targets.shape:
+        raise ValueError(f"expected two batches of one shape, got {tuple(images.shape)} and {tuple(targets.shape)}")
+    # From 0 to 2: about a mean of 0 the luminance term would have another value, and no sign to rely on.
+    x, y = (rearrange(each.float() + 1, "n c y x -> (n c) 1 y x") for each in (images, targets))
+    shortest = min(x.shape[-2:])
+    window = _gaussian_window(min(11, shortest - 1 + shortest % 2), x.device)
+    mean_x, mean_y = _windowed(x, window), _windowed(y, window)
+    # Variances do not change with the mean, but the rounding of a difference of squares does.
+    x, y = (each - each.mean((1, 2, 3), keepdim=True) for each in (x, y))
+    centred_x, centred_y = _windowed(x, window), _windowed(y, window)
+    variances = _windowed(x * x + y * y, window) - centred_x.square() - centred_y.square()
+    covariance = _windowed(x * y, window) - centred_x * centred_y
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # (K L)^2, with a range L of 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    structure = (2 * covariance + c2) / (variances + c2)
+    return reduce(luminance * structure, "(n c) 1 y x -> n", "mean", n=len(images))
+
+
+def _gaussian_window(size: int, device: torch.device) -> torch.Tensor:
+    offsets = torch.arange(size, device=device) - (size - 1) / 2
+    weights = torch.exp(-offsets.square() / (2 * 1.5**2))
+    return weights / weights.sum()
+
+
+def _windowed(x: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """Weighted means of (n, 1, H, W) under the window, which is the same along both axes."""
+    return F.conv2d(F.conv2d(x, window[None, None, :, None]), window[None, None, None, :])
+
+
+def frechet_distance(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Fréchet distance between Gaussians fitted to features (n, d) and (m, d): >= 0, 0 for equal ones.
+
+    ||mean difference||^2 + tr(A + B - 2 (A B)^(1/2)) (Dowson and Landau 1982), in float64. The trace of the root is
+    the sum of the roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
+    """
+    left, right = left.double(), right.double()
+    root = _matrix_root(left.T.cov())
+    mixed = root @ right.T.cov() @ root
+    trace_of_root = torch.linalg.eigvalsh(mixed).clamp(min=0).sqrt().sum()
+    distance = (left.mean(0) - right.mean(0)).square().sum() + left.T.cov().trace() + right.T.cov().trace()
+    return max(0.0, (distance - 2 * trace_of_root).item())
+
+
+def _matrix_root(matrix: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def code_usage(codes: torch.Tensor, vocab_size: int) -> tuple[float, float]:
+    """Of codes of any shape: the share of the vocabulary that occurs, and the entropy of its use in bits."""
+    shares = codes.flatten().bincount(minlength=vocab_size).double() / codes.numel()
+    entropy = -(shares * shares.clamp(min=1e-300).log2()).sum()
+    return (shares > 0).double().mean().item(), entropy.item()
+
+
+def nearest(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """For each feature row (n, d), the row of references (m, d) that is closest: (n,) int64."""
+    return torch.cdist(images, references).argmin(-1)
+
+
+def codebook_warning(usage: float, entropy: float, vocab_size: int, *, counted: int | None = None) -> str | None:
+    """What `code_usage` says in words where the codebook has collapsed, or is about to; else None.
+
+    Args:
+        counted: over how many codes it was measured: few codes cannot use a large vocabulary, which is no fault.
+    """
+    reachable = 1.0 if counted is None else 1 - (1 - 1 / vocab_size) ** counted
+    bits = math.log2(vocab_size if counted is None else max(1, min(vocab_size, counted)))
+    faults = []
+    if usage < LOW_USAGE * reachable:
+        faults.append(f"only {_percent(usage)} of {vocab_size:,} codes are used")
+    if entropy < LOW_ENTROPY * bits:
+        faults.append(f"their use carries {entropy:.1f} of {bits:.1f} bits, as much as {2**entropy:,.0f} codes would")
+    if not faults:
+        return None
+    return f"the codebook may have collapsed: {' and '.join(faults)}; use a smaller codebook, or the quantizer `fsq`"
+
+
+def monochrome_warning(images: torch.Tensor, references: torch.Tensor | None = None) -> str | None:
+    """Says in words that pictures (n, 3, H, W) in [-1, 1] are flat, or all alike, where real ones are not; else None.
+
+    Args:
+        references: real pictures (m, 3, H, W), against whose spread that of `images` is held. Without them pictures
+            count as flat below a spread of 0.05, and are not compared with each other.
+    """
+    within, between = _spreads(images)
+    real_within, real_between = (0.05 / LOW_SPREAD, 0.0) if references is None else _spreads(references)
+    if within < LOW_SPREAD * real_within:
+        beside = "" if references is None else f", that of real ones {real_within:.3f}"
+        return f"the pictures are nearly of one colour: the spread within one is {within:.3f}{beside}"
+    if len(images) > 1 and between < LOW_SPREAD * real_between:
+        return f"the pictures are nearly all alike: they differ by {between:.3f}, real ones by {real_between:.3f}"
+    return None
+
+
+def _spreads(images: torch.Tensor) -> tuple[float, float]:
+    """Standard deviation over the pixels of one picture, and over the pictures at one pixel; the mean of each."""
+    images = images.float()
+    within = images.flatten(2).std(2, correction=0).mean()
+    return within.item(), images.std(0, correction=0).mean().item()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 else f"{100 * share:.1g} %"
