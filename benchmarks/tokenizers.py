@@ -132,8 +132,10 @@ def table(folder: Path, steps: int, judge_steps: int, chosen: list[str], out: Pa
         for cell in cells:
             with tempfile.TemporaryDirectory() as scratch:
                 started = time.perf_counter()
-                tokenizer, _ = train_tokenizer(pictures, cell.config, TRAINING, Budget(steps=steps), scratch)
+                tokenizer, run = train_tokenizer(pictures, cell.config, TRAINING, Budget(steps=steps), scratch)
                 seconds = time.perf_counter() - started
+                if run.stopped:
+                    return
             rows.append(
                 dataclasses.asdict(cell)
                 | measured(tokenizer, pictures, judge)

@@ -27,6 +27,7 @@ from vqgan import Tokenizer, TokenizerConfig
 from vqgan.discriminator import Watchdog
 from vqgan.files import ModelError
 from vqgan.images import load_image, normalize, to_tensor
+from vqgan.network import Encoder
 
 STEPS = 6
 ON_CPU = {"device": "cpu", "dtype": "fp32"}
@@ -196,6 +197,32 @@ def test_the_discriminator_is_paused_while_it_harms(tmp_path, monkeypatch):
     paused, _ = _tokenizer(tmp_path / "paused", **options)
     assert differing(paused, plain) == []
     assert differing(heard, plain)
+
+
+def test_a_collapsing_codebook_and_flat_pictures_are_said_in_words(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Encoder, "forward", lambda self, images: 0 * self.layers(images))
+    _, run = _tokenizer(tmp_path / "run", pictures=tiny_pictures(), learning_rate=0.0)
+    log = (run.directory / "log.jsonl").read_text()
+    assert "the codebook may have collapsed: only 2 % of 64 codes are used" in log
+    assert "the pictures are nearly" in log
+    assert "warning at step" in capsys.readouterr().err
+
+
+def test_a_healthy_training_warns_of_nothing(tmp_path, capsys):
+    """Colours of all kinds, and samples as colourful as the pictures."""
+    _, run = _generator(tmp_path / "run", decode=lambda codes: (codes[:, None] / 32 - 1).expand(-1, 3, -1, -1))
+    assert "warning" not in (run.directory / "log.jsonl").read_text()
+
+
+def test_samples_of_one_colour_are_said_in_words(tmp_path):
+    grey = iter(range(10_000))
+
+    def decode(codes):  # real grids keep their colours, drawn ones lose them
+        colours = (codes[:, None] / 32 - 1).expand(-1, 3, -1, -1)
+        return colours if next(grey) % 2 else colours * 0
+
+    _, run = _generator(tmp_path / "run", decode=decode)
+    assert "the pictures are nearly of one colour" in (run.directory / "log.jsonl").read_text()
 
 
 def test_the_log_tells_how_the_codebook_is_used(tmp_path):

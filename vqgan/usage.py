@@ -26,6 +26,11 @@ class CodeUsage(nn.Module):
         self.now += codes.flatten().bincount(minlength=len(self.now))
 
     @property
+    def counted(self) -> int:
+        """Tokens that the figures are of."""
+        return int((self.now + self.before).sum())
+
+    @property
     def share(self) -> float:
         """Of the codebook, what occurred."""
         return ((self.now + self.before) > 0).float().mean().item()

@@ -11,6 +11,7 @@ from torch import nn
 from maskimg.codes import CodeCache
 from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit
+from maskimg.metrics import monochrome_warning
 from maskimg.sampler import Sampler
 from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
@@ -112,7 +113,9 @@ def train_generator(
             with autocast(where, number_format):
                 run.write_log(held_out_loss=held_out_loss(averaged, unseen))
                 if decode:
-                    draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
+                    images = draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
+                    if progress >= 0.5:  # before that they may be of one colour
+                        run.warn(monochrome_warning(images, decode(train.codes[0, : len(images)])))
 
     averaged = _averaged(config, training, ema, where)
     with autocast(where, number_format):
@@ -198,15 +201,17 @@ def held_out_loss(model: MaskGit, unseen: CodeCache, limit: int = 512) -> float:
 @torch.no_grad()
 def draw_samples(
     model: MaskGit, decode: Callable[[torch.Tensor], torch.Tensor], sampler: Sampler, path: Path, count: int = 32
-) -> None:
-    """A sheet of samples, one label of the first field after the other; always the same seeds."""
+) -> torch.Tensor:
+    """Samples (count, 3, H, W), one label of the first field after the other, always the same seeds; writes a sheet."""
     condition = None
     if model.net.label_sizes:
         condition = torch.tensor(model.net.label_sizes).repeat(count, 1)
         condition[:, 0] = torch.arange(count) % model.net.label_sizes[0]
         condition = condition.to(model.device)
     codes = model.generate(count, condition, sampler=sampler, seeds=torch.arange(count))
-    sheet([to_pil(image) for image in decode(codes)], 8).save(path)
+    images = decode(codes)
+    sheet([to_pil(image) for image in images], 8).save(path)
+    return images
 
 
 def _maskgit(config: TransformerConfig, training: GeneratorTraining) -> MaskGit:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -170,6 +171,12 @@ class Run:
             self._pending.setdefault(name, []).append(torch.as_tensor(value).detach())
         if self.step % 50 == 49:
             self.write_log()
+
+    def warn(self, sentence: str | None) -> None:
+        """Print a warning above the progress bar and put it into the log; None is no warning."""
+        if sentence:
+            tqdm.write(f"warning at step {self.step}: {sentence}", file=sys.stderr)
+            self.write_log(warning=sentence)
 
     def require_finite(self, loss: torch.Tensor) -> None:
         """Raises: TrainingError where the loss is not a finite number, before it can reach the weights."""

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from maskimg.evaluate import train_judge
 from maskimg.hardware import autocast, pick_device, pick_dtype
+from maskimg.metrics import codebook_warning, monochrome_warning
 from maskimg.pictures import Pictures, move
 from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
 from vqgan import Tokenizer, TokenizerConfig
@@ -183,6 +184,8 @@ def train_tokenizer(
         run.log(**figures, codes_used=usage.share, codes_entropy=usage.entropy)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
+            run.warn(codebook_warning(usage.share, usage.entropy, model.vocab_size, counted=usage.counted))
+            run.warn(monochrome_warning(reconstructions.detach(), images))
             write_reconstructions(_averaged(model, ema), unseen, run.directory / "reconstructions.png")
 
     model = _averaged(model, ema)
