@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "draw pictures into a folder",
     "inpaint": "redraw the painted part of a picture",
     "reconstruct": "a picture through the tokenizer and back",
+    "convert": "another project's generator and its tokenizer -> a model",
     "doubts": "where a model's critic doubts a picture, as a heat-map",
     "info": "what a model can do, or how a picture was made",
 }
@@ -270,6 +271,45 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
     restored = _pipeline(given).reconstruct(given.image)
     restored.image.save(_png_path(given.out), format="PNG")
     print(f"done: {restored.psnr_db:.1f} dB at {restored.image.width}x{restored.image.height}, in {given.out}")
+
+
+def convert(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("source", type=str, help="generator file of Google's MaskGIT or of Halton-MaskGIT")
+    parser.add_argument("--tokenizer", type=str, required=True, help="the tokenizer that it was trained on")
+    parser.add_argument("--out", type=str, required=True, help="model directory to write")
+    parser.add_argument("--trust-pickle", action="store_true", help="read .ckpt, .pt, .pth and .bin files as well")
+    parser.add_argument("--heads", type=int, help="attention heads of a Halton-MaskGIT of no published size")
+    parser.add_argument("--classes", type=int, default=1000, help="that a Google MaskGIT knows")
+    given = parser.parse_args(arguments)
+    _check_out(Path(given.out))
+    _convert_generator(given)
+
+
+def _convert_generator(given: Namespace) -> None:
+    from maskimg.convert import convert_pair
+    from maskimg.sampler import describe
+    from vqgan import Tokenizer
+
+    out = Path(given.out)
+    pipeline = convert_pair(
+        Tokenizer.from_pretrained(given.tokenizer),
+        given.source,
+        name=out.name,
+        trust_pickle=given.trust_pickle,
+        heads=given.heads,
+        classes=given.classes,
+    )
+    pipeline.save_pretrained(out)
+    millions = sum(p.numel() for p in pipeline.net.parameters()) / 1e6
+    print(f"{pipeline.net.architecture}: {millions:.1f} million parameters, {pipeline.image_size} pixels")
+    print(f"recipe: {describe(pipeline.recipe)}")
+    print(f"done: draw with `maskimg sample --model {out}`, or open it with `maskimg demo --model {out}`")
+
+
+def _check_out(out: Path) -> None:
+    """Writing replaces the whole directory: that must not be one that maskimg did not write."""
+    if out.exists() and not (out.is_dir() and ((out / "manifest.json").is_file() or not any(out.iterdir()))):
+        raise Refused(f"`{out}` exists and is no model directory of maskimg's: choose a new one")
 
 
 def doubts(parser: Parser, arguments: list[str]) -> None:
