@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peers import SIZES, google_params, halton_state, write_flax, write_pth, write_safetensors
+from peer_generators import SIZES, google_params, halton_state, write_flax, write_pth, write_safetensors
 from safetensors.torch import save_file
 
 from maskimg.cli import main

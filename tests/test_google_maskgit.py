@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import stirred
-from peers import Sizes, google_logits, google_params, write_flax
+from peer_generators import Sizes, google_logits, google_params, write_flax
 
 from maskimg.convert import read_generator
 from maskimg.google_maskgit import GoogleConfig, GoogleMaskGit

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import stirred
-from peers import Sizes, halton_logits, halton_state, write_safetensors
+from peer_generators import Sizes, halton_logits, halton_state, write_safetensors
 
 from maskimg.convert import read_generator
 from maskimg.halton_maskgit import HaltonConfig, HaltonMaskGit

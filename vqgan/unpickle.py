@@ -78,6 +78,8 @@ def reason(message: str) -> str:
         if mark in message:
             name = message.split(mark, 1)[1].split()[0].strip("`'.,")
             return f"holds `{name}`, which is no tensor and was not opened: save its state dict alone, if you trust it"
+    if "Unsupported operand" in message:
+        return "holds instructions that no PyTorch checkpoint has, and was not opened"
     return "holds something other than tensors, or is cut off, and was not opened"
 
 
