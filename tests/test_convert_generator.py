@@ -175,6 +175,21 @@ def test_a_halton_model_draws_without_a_class_and_is_guided(halton):
     assert not torch.equal(*codes)
 
 
+@pytest.mark.parametrize("kind, first", [("google", "0"), ("halton", "")])
+def test_the_demo_offers_anything_only_where_a_model_can_draw_it(kind, first, request):
+    import gradio
+
+    from maskimg_apps.controls import make_controls
+    from maskimg_apps.runs import label_key
+
+    pipeline = convert_pair(make_tokenizer(), request.getfixturevalue(kind), **(GOOGLE if kind == "google" else HALTON))
+    with gradio.Blocks():
+        dropdown = make_controls(pipeline)[label_key("class")]
+    values = [value for _, value in dropdown.choices]
+    assert ("" in values) == (kind == "halton")
+    assert dropdown.value == values[0] == first
+
+
 def test_a_thousand_classes_have_imagenets_names(google, tmp_path):
     path = write_flax(google_params(SIZES._replace(classes=1000)), tmp_path / "imagenet")
     pipeline = convert_pair(make_tokenizer(), path)

@@ -140,6 +140,13 @@ def test_it_can_be_fine_tuned_with_self_conditioning_and_a_self_critic():
         assert parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("side, millions", [(16, 172.457), (32, 173.047)])
+def test_the_defaults_are_the_published_network(side, millions):
+    with torch.device("meta"):
+        net = GoogleMaskGit(GoogleConfig(grid=(side, side)))
+    assert round(sum(parameter.numel() for parameter in net.parameters()) / 1e6, 3) == millions
+
+
 def test_sizes_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="one label field, got 2"):
         GoogleConfig(label_sizes=(3, 2))

@@ -125,6 +125,22 @@ def test_a_fresh_network_begins_with_blocks_that_change_nothing():
     assert torch.count_nonzero(block.modulate(torch.randn(1, SIZES.dim))) == 0
 
 
+@pytest.mark.parametrize(
+    "side, dim, depth, heads, hidden, millions",
+    [
+        (16, 384, 6, 6, 1024, 23.0),
+        (16, 512, 12, 6, 1536, 69.3),
+        (16, 768, 12, 12, 2048, 142.2),
+        (24, 1024, 24, 16, 2816, 480.0),
+    ],
+)
+def test_the_published_sizes_have_the_published_number_of_parameters(side, dim, depth, heads, hidden, millions):
+    config = HaltonConfig(grid=(side, side), dim=dim, depth=depth, heads=heads, hidden=hidden)
+    with torch.device("meta"):
+        net = HaltonMaskGit(config)
+    assert round(sum(parameter.numel() for parameter in net.parameters()) / 1e6, 1) == millions
+
+
 def test_sizes_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="one label field, got 0"):
         HaltonConfig(label_sizes=())
