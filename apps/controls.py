@@ -34,9 +34,11 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
     first = {field: name for field, name in (label or {}).items() if name in fields.get(field, ())}
     with gr.Row(visible=bool(fields)):
         for field, names in fields.items():
-            choices = [ANYTHING, *((name, name) for name in names)]
+            choices = [(name, name) for name in names]
+            choices = choices if pipeline and pipeline.labels.required else [ANYTHING, *choices]
+            chosen = first.get(field, choices[0][1])
             controls[runs.label_key(field)] = gr.Dropdown(
-                choices, value=first.get(field, ""), label=field.replace("_", " ").capitalize(), min_width=130
+                choices, value=chosen, label=field.replace("_", " ").capitalize(), min_width=130
             )
     controls["images"] = gr.Slider(1, runs.MAX_IMAGES, value=4, step=1, label="Images")
     with gr.Row():

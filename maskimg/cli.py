@@ -19,7 +19,7 @@ COMMANDS = {
     "inpaint": "redraw the painted part of a picture",
     "reconstruct": "a picture through the tokenizer and back",
     "eval-tokenizer": "how well a tokenizer keeps a folder of pictures",
-    "convert": "a tokenizer of another project -> one of maskimg's, or of diffusers'",
+    "convert": "another project's tokenizer, or its generator with its tokenizer -> maskimg's",
     "doubts": "where a model's critic doubts a picture, as a heat-map",
     "info": "what a model can do, or how a picture was made",
 }
@@ -403,17 +403,22 @@ def _reconstruct_alone(given: Namespace) -> Any:
 
 
 def convert(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("source", type=str, help="file or directory of another project; a tokenizer of maskimg's")
+    parser.add_argument("source", type=str, help="tokenizer, or (with --tokenizer) generator of another project")
+    parser.add_argument("--tokenizer", type=str, help="the tokenizer that the generator SOURCE was trained on")
     parser.add_argument("--out", type=str, required=True, help="directory to write")
-    parser.add_argument("--kind", type=str, default="tokenizer", help=f"what SOURCE holds: {', '.join(CONVERTERS)}")
-    parser.add_argument("--to", type=str, default="maskimg", help="maskimg or diffusers")
+    parser.add_argument("--to", type=str, default="maskimg", help="maskimg; for a tokenizer also diffusers")
     parser.add_argument("--trust-pickle", action="store_true", help="read .ckpt, .pt, .pth and .bin files as well")
-    parser.add_argument("--pixels", type=str, help="of SOURCE: unit for [0, 1], symmetric for [-1, 1]; else as known")
+    parser.add_argument(
+        "--pixels", type=str, help="of a tokenizer: unit for [0, 1], symmetric for [-1, 1]; or as known"
+    )
+    parser.add_argument("--heads", type=int, help="attention heads of a Halton-MaskGIT of no published size")
+    parser.add_argument("--classes", type=int, default=1000, help="that a Google MaskGIT knows")
     given = parser.parse_args(arguments)
-    if given.kind not in CONVERTERS:
-        raise Refused(f"--kind must be {' or '.join(CONVERTERS)}, got `{given.kind}`")
     _check_out(Path(given.out))
-    CONVERTERS[given.kind](given)
+    if given.tokenizer:
+        _convert_generator(given)
+    else:
+        _convert_tokenizer(given)
 
 
 def _convert_tokenizer(given: Namespace) -> None:
@@ -434,7 +439,27 @@ def _convert_tokenizer(given: Namespace) -> None:
     )
 
 
-CONVERTERS = {"tokenizer": _convert_tokenizer}  # what a file may hold -> who converts it
+def _convert_generator(given: Namespace) -> None:
+    from maskimg.convert import convert_pair
+    from maskimg.sampler import describe
+    from vqgan import Tokenizer
+
+    if given.to != "maskimg":
+        raise Refused("a generator can only become a model of maskimg's: leave --to out")
+    out = Path(given.out)
+    pipeline = convert_pair(
+        Tokenizer.from_pretrained(given.tokenizer, trust_pickle=given.trust_pickle, pixels=given.pixels),
+        given.source,
+        name=out.name,
+        trust_pickle=given.trust_pickle,
+        heads=given.heads,
+        classes=given.classes,
+    )
+    pipeline.save_pretrained(out)
+    millions = sum(p.numel() for p in pipeline.net.parameters()) / 1e6
+    print(f"{pipeline.net.architecture}: {millions:.1f} million parameters, {pipeline.image_size} pixels")
+    print(f"recipe: {describe(pipeline.recipe)}")
+    print(f"done: draw with `maskimg sample --model {out}`, or open it with `maskimg demo --model {out}`")
 
 
 def _check_out(out: Path) -> None:

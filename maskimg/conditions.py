@@ -15,9 +15,13 @@ Label = str | Mapping[str, str] | None
 
 @dataclasses.dataclass(frozen=True)
 class LabelFields:
-    """The label names of each field, such as {"class": ("bird", "bug"), "style": ("noto", "blob")}."""
+    """The label names of each field, such as {"class": ("bird", "bug"), "style": ("noto", "blob")}.
+
+    Where they are `required`, no field may be left out: the model knows no null.
+    """
 
     names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    required: bool = False
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -58,6 +62,8 @@ class LabelFields:
     def _index(self, field: str, name: str | None) -> int:
         names = list(self.names[field])
         if name is None or name == "":
+            if self.required:
+                raise ValueError(f"this model draws nothing without a {field}: give one, such as `{names[0]}`")
             return len(names)
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)

@@ -1,17 +1,24 @@
 """Networks of other libraries inside MaskGit: anything that maps flat codes (b, n) to logits (b, n, v or v + 1).
 
+And the Sampler that x-transformers' own names for the numbers of the loop mean.
+
 x-transformers' `TransformerWrapper` is one, and the only kind that can be self-conditioned or be its own critic: that
 takes features, not only logits.
 
 Shapes: b sequences, h w = n codes, v codes, d features.
 """
 
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import nn
+
+from maskimg.masking import Schedule, masked_counts
+from maskimg.sampler import Sampler
 
 Extras = Mapping[str, Any] | None  # further arguments of the network, such as x-transformers' `context`
 
@@ -105,3 +112,34 @@ class ForeignCritic(nn.Module):
     def forward(self, codes: torch.Tensor, condition: Extras = None) -> torch.Tensor:
         logits = self.net(rearrange(codes, "b h w -> b (h w)"), **dict(condition or {}))
         return rearrange(logits, "b (h w) 1 -> b h w", h=codes.shape[1])
+
+
+def make_sampler(
+    steps: int,
+    schedule: str | Schedule,
+    *,
+    tokens: int,
+    vocab_size: int,
+    start_temperature: float | None = None,
+    filter_thres: float | None = None,
+    noise_level_scale: float | None = None,
+    **rest: Any,
+) -> Sampler:
+    """What x-transformers' NonAutoregressiveWrapper calls its numbers, as a Sampler; `rest` are fields of it.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    if start_temperature is not None:
+        falling = [start_temperature * (steps - 1 - i) / steps for i in range(steps)]
+        rest["token_temperature"] = tuple(max(temperature, 0.001) for temperature in falling)
+    if filter_thres is not None:
+        if not 0 <= filter_thres <= 1:
+            raise ValueError(f"filter_thres must be in [0, 1], got {filter_thres}")
+        rest["top_k"] = max(1, math.ceil((1 - filter_thres) * vocab_size))
+    if noise_level_scale is not None:
+        rest["choice_temperature"] = noise_level_scale
+    if callable(schedule) and steps >= 1:  # a Sampler knows schedules by name: give it the counts instead
+        left = [tokens, *masked_counts(torch.tensor([tokens]), steps, schedule)[0].tolist()]
+        rest["counts"] = tuple(before - after for before, after in pairwise(left) if before > after)
+    return Sampler(steps=steps, schedule=schedule if isinstance(schedule, str) else "cosine", **rest)

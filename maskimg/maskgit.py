@@ -8,10 +8,8 @@ or tokenizer.
 Shapes: b images, h w tokens, n = h * w, v codes, d features, f label fields, m masked tokens of a batch.
 """
 
-import math
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +17,11 @@ from einops import rearrange
 from torch import nn
 
 from maskimg.conditions import drop_condition
-from maskimg.foreign import ForeignCritic, ForeignNet
-from maskimg.masking import Schedule, elbo_weights, masked_counts, random_mask, schedule_named
+from maskimg.foreign import ForeignCritic, ForeignNet, make_sampler
+from maskimg.masking import Schedule, elbo_weights, random_mask, schedule_named
+from maskimg.network import Modulation, Network
 from maskimg.sampler import Sampler
 from maskimg.sampling import draw_codes, sample
-from maskimg.transformer import MaskedTransformer, Modulation
 
 Condition = torch.Tensor | dict[str, Any] | None
 CRITIC_TARGETS = ("wrong", "sampled")
@@ -65,8 +63,8 @@ class MaskGit(nn.Module):
     """A network that predicts masked codes, optionally with a critic that tells which predictions are wrong.
 
     Args:
-        net: a MaskedTransformer; or any network that maps flat codes (b, n) to logits (b, n, v), such as
-            x-transformers' TransformerWrapper, whose codes are then flat here too.
+        net: a Network, such as a MaskedTransformer; or any network that maps flat codes (b, n) to logits (b, n, v),
+            such as x-transformers' TransformerWrapper, whose codes are then flat here too.
         mask_id: the code that stands for MASK; it follows the last code and is outside the codebook.
         grid: (h, w) of a foreign network whose codes are grids after all.
         steps: default number of sampling steps.
@@ -94,7 +92,7 @@ class MaskGit(nn.Module):
 
     def __init__(
         self,
-        net: MaskedTransformer | nn.Module,
+        net: Network | nn.Module,
         *,
         mask_id: int | None = None,
         grid: tuple[int, int] | None = None,
@@ -116,7 +114,7 @@ class MaskGit(nn.Module):
         use_simple_mdlm_loss_weight: bool = False,
     ):
         super().__init__()
-        own = isinstance(net, MaskedTransformer)
+        own = isinstance(net, Network)
         if own and mask_id not in (None, net.vocab_size):
             raise ValueError(f"mask_id must be vocab_size = {net.vocab_size}, outside the codebook, got {mask_id}")
         if own and grid not in (None, net.grid):
@@ -144,7 +142,7 @@ class MaskGit(nn.Module):
             )
         schedule_named(schedule)  # an unknown name fails here rather than in the first step
 
-        self.net: MaskedTransformer | ForeignNet = net if own else ForeignNet(net, mask_id, grid)
+        self.net: Network | ForeignNet = net if own else ForeignNet(net, mask_id, grid)
         self.flat = not own and grid is None
         if isinstance(token_critic, nn.Module) and not own and not hasattr(token_critic, "trunk"):
             token_critic = ForeignCritic(token_critic)
@@ -273,7 +271,7 @@ class MaskGit(nn.Module):
 
     def prepare(self, condition: Condition, b: int) -> Prepared:
         """Whatever about a condition is the same at every step of a generation."""
-        if not isinstance(self.net, MaskedTransformer) or isinstance(condition, dict):
+        if not isinstance(self.net, Network) or isinstance(condition, dict):
             return Prepared(condition, None, condition)
         trunk = self.net.trunk
         null = None
@@ -298,6 +296,7 @@ class MaskGit(nn.Module):
         condition = prepared.generator
         guided = False
         if guidance != 1 and prepared.null is not None and isinstance(condition, Modulation):
+            cast(Network, self.net).check_guidance(guidance)
             guided = True
             both = torch.cat((condition.shared, prepared.null.shared))
             codes, condition = codes.repeat(2, 1, 1), Modulation(both)
@@ -384,11 +383,24 @@ class MaskGit(nn.Module):
         if len(seeds) != len(codes):
             raise ValueError(f"expected a seed for each of {len(codes)} grids, got {len(seeds)}")
         if sampler is None:
-            sampler = self._sampler(steps, start_temperature, filter_thres, noise_level_scale)
+            sampler = make_sampler(
+                self.steps if steps is None else steps,
+                self.schedule,
+                tokens=h * w,
+                vocab_size=self.mask_id,
+                start_temperature=start_temperature,
+                filter_thres=filter_thres,
+                noise_level_scale=noise_level_scale,
+                order="critic" if self.has_critic else "confidence",
+                critic_revises=self.can_mask_prev_unmasked,
+            )
+        condition = self._with_extras(condition, extras)
+        if isinstance(self.net, Network) and not isinstance(condition, dict):
+            self.net.check_condition(condition, len(codes))
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            done = sample(self, codes, self._with_extras(condition, extras), sampler, seeds)
+            done = sample(self, codes, condition, sampler, seeds)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -458,7 +470,7 @@ class MaskGit(nn.Module):
         return codes
 
     def _with_extras(self, condition: Condition, extras: dict[str, Any]) -> Condition:
-        own = isinstance(self.net, MaskedTransformer)
+        own = isinstance(self.net, Network)
         if not own and isinstance(condition, torch.Tensor):
             raise ValueError("this network knows no labels: give what else it takes by name")
         extras = {**(condition if isinstance(condition, dict) else {}), **extras}
@@ -489,33 +501,3 @@ class MaskGit(nn.Module):
             else:
                 drawn.append(draw_codes((logits / temperature).softmax(-1), chance))
         return torch.cat(drawn)
-
-    def _sampler(
-        self,
-        steps: int | None,
-        start_temperature: float | None,
-        filter_thres: float | None,
-        noise_level_scale: float | None,
-    ) -> Sampler:
-        steps = self.steps if steps is None else steps
-        options: dict[str, Any] = {}
-        if start_temperature is not None:
-            falling = [start_temperature * (steps - 1 - i) / steps for i in range(steps)]
-            options["token_temperature"] = tuple(max(temperature, 0.001) for temperature in falling)
-        if filter_thres is not None:
-            if not 0 <= filter_thres <= 1:
-                raise ValueError(f"filter_thres must be in [0, 1], got {filter_thres}")
-            options["top_k"] = max(1, math.ceil((1 - filter_thres) * self.mask_id))
-        if noise_level_scale is not None:
-            options["choice_temperature"] = noise_level_scale
-        if callable(self.schedule) and steps >= 1:  # a Sampler knows schedules by name: give it the counts instead
-            n = self.grid[0] * self.grid[1]
-            left = [n, *masked_counts(torch.tensor([n]), steps, self.schedule)[0].tolist()]
-            options["counts"] = tuple(before - after for before, after in pairwise(left) if before > after)
-        return Sampler(
-            steps=steps,
-            schedule=self.schedule if isinstance(self.schedule, str) else "cosine",
-            order="critic" if self.has_critic else "confidence",
-            critic_revises=self.can_mask_prev_unmasked,
-            **options,
-        )

@@ -15,17 +15,19 @@ import torch
 from PIL import Image
 
 from maskimg import __version__
+from maskimg.architectures import read_network, write_network
 from maskimg.conditions import Label, LabelFields
 from maskimg.graphs import GraphedSampler
 from maskimg.hardware import autocast, can_compile, compile_blocks, pick_device, pick_dtype
 from maskimg.hole import Hole, Mask, painted_pixels, tokens_along, tokens_to_redraw
 from maskimg.maskgit import MaskGit
+from maskimg.network import Network
 from maskimg.noise import SEEDS
 from maskimg.recipe import write_png
 from maskimg.reconstruction import Reconstruction, reconstruct
 from maskimg.sampler import Sampler, make_presets
 from maskimg.sampling import Step, first_features, sample_steps
-from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
+from maskimg.transformer import TokenCritic, TransformerConfig
 from vqgan import Tokenizer, files, load_image
 from vqgan.images import pad_square, to_pil, to_tensor
 
@@ -83,7 +85,7 @@ class Pipeline:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        net: MaskedTransformer | MaskGit,
+        net: Network | MaskGit,
         critic: TokenCritic | None = None,
         *,
         labels: Mapping[str, Sequence[str]] | None = None,
@@ -95,10 +97,8 @@ class Pipeline:
         compile: bool = False,
     ):
         generator = net if isinstance(net, MaskGit) else MaskGit(net, token_critic=critic)
-        if not isinstance(generator.net, MaskedTransformer) or not isinstance(
-            generator.token_critic, TokenCritic | None
-        ):
-            raise ValueError("a pipeline needs a MaskedTransformer and, if any, a TokenCritic: it writes them to files")
+        if not isinstance(generator.net, Network) or not isinstance(generator.token_critic, TokenCritic | None):
+            raise ValueError("a pipeline needs a Network and, if any, a TokenCritic: it writes them to files")
         if tokenizer.vocab_size != generator.mask_id:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} codes but the generator {generator.mask_id}")
         self.device = pick_device(device) if isinstance(device, str) else device
@@ -111,7 +111,7 @@ class Pipeline:
         self.compiled = compile
         self._graphed: GraphedSampler | None = None
         self.graphs = self.device.type == "cuda"  # record whole generations; switched off where that fails
-        self.labels = LabelFields(labels or {})
+        self.labels = LabelFields(labels or {}, required=not generator.net.has_null)
         if self.labels.sizes != generator.net.label_sizes:
             raise ValueError(
                 f"the generator knows {generator.net.label_sizes} labels per field, but {self.labels.sizes} are named"
@@ -120,8 +120,8 @@ class Pipeline:
         self.presets = {**make_presets(recipe, self.generator.has_critic), **(presets or {})}
 
     @property
-    def net(self) -> MaskedTransformer:
-        return cast(MaskedTransformer, self.generator.net)
+    def net(self) -> Network:
+        return cast(Network, self.generator.net)
 
     @property
     def critic(self) -> TokenCritic | None:
@@ -131,13 +131,15 @@ class Pipeline:
         """A preset by its name; a Sampler as it is; None is the model's recipe.
 
         Raises:
-            ValueError: there is no preset of that name.
+            ValueError: there is no preset of that name, or it asks for guidance that the model cannot give.
         """
         if isinstance(sampler, str):
             if sampler not in self.presets:
                 raise ValueError(f"there is no preset `{sampler}`; there is {', '.join(self.presets)}")
-            return self.presets[sampler]
-        return sampler or self.recipe
+            sampler = self.presets[sampler]
+        sampler = sampler or self.recipe
+        self.net.check_guidance(*(sampler.guidance_at(i) for i in range(sampler.steps)))
+        return sampler
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -382,8 +384,7 @@ class Pipeline:
         about["manifest_sha256"] = files.checksum(directory / files.MANIFEST)
         device_found, dtype_found = pick_device(device), pick_dtype(dtype, pick_device(device))
         try:
-            net = MaskedTransformer(files.read_config(directory / "generator", TransformerConfig))
-            files.read_weights(directory / "generator", net)
+            net = read_network(directory / "generator")
             critic = None
             if (directory / "critic").is_dir():
                 critic = TokenCritic(files.read_config(directory / "critic", TransformerConfig))
@@ -423,7 +424,7 @@ class Pipeline:
         dtype = torch.bfloat16 if half else None
         with files.atomic_directory(directory) as temporary:
             self.tokenizer.write(temporary / "tokenizer", dtype)
-            files.write_module(temporary / "generator", dataclasses.asdict(self.net.config), self.net, dtype)
+            write_network(temporary / "generator", self.net, dtype)
             if self.critic is not None:
                 files.write_module(temporary / "critic", dataclasses.asdict(self.critic.config), self.critic, dtype)
             heads = list(self.generator.heads)

@@ -12,12 +12,14 @@ Shapes: b images, h w tokens, n = h * w, v codes, d features, f label fields.
 import dataclasses
 import math
 from functools import cache
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+
+from maskimg.network import Modulation, Network, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +47,6 @@ class TransformerConfig:
     def __post_init__(self):
         if self.dim % self.heads or (self.dim // self.heads) % 4:
             raise ValueError(f"dim / heads must be a multiple of 4, got {self.dim} / {self.heads}")
-
-
-class Modulation(NamedTuple):
-    """What a condition does to all blocks: scales, shifts and gates (b, 6, 1, d). It changes with no step."""
-
-    shared: torch.Tensor
 
 
 class Trunk(nn.Module):
@@ -102,7 +98,7 @@ class Trunk(nn.Module):
         return rearrange(x, "b (h w) d -> b h w d", h=h)
 
     def modulation(self, condition: torch.Tensor | None, b: int) -> Modulation:
-        """Condition (b, f), None for all null. The same at every step, so a loop need call it only once."""
+        """Condition (b, f), None for all null -> scales, shifts and gates (b, 6, 1, d), the same for all blocks."""
         if not self.labels:
             c = torch.zeros(b, self.config.dim, device=self.final.device, dtype=self.final.dtype)
         else:
@@ -128,8 +124,7 @@ class Codes(nn.Embedding):
         self, features: torch.Tensor, bias: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0
     ) -> torch.Tensor:
         """Features (m, d), codes (m,) -> (m,) nats, in fp32."""
-        logits = self.logits(features, bias).float()
-        return F.cross_entropy(logits, codes, reduction="none", label_smoothing=label_smoothing)
+        return cross_entropy(self.logits(features, bias), codes, label_smoothing)
 
 
 class GroupedCodes(nn.Module):
@@ -190,44 +185,19 @@ def group_size(vocab_size: int) -> int:
     return divisor if 4 * divisor >= root else root + 1
 
 
-class MaskedTransformer(nn.Module):
+class MaskedTransformer(Network):
     """The generator's network: codes (b, h, w), some MASK, and condition (b, f) -> logits (b, h, w, v)."""
 
+    architecture: ClassVar[str] = "maskimg"
+    config_type: ClassVar[type] = TransformerConfig
+    trunk: Trunk
+
     def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.config = config
-        self.trunk = Trunk(config)
+        super().__init__(config, Trunk(config))
         codes = self.trunk.embed
         self.bias = nn.Parameter(
             torch.zeros(codes.high_size + codes.low_size if isinstance(codes, GroupedCodes) else config.vocab_size)
         )
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.config.grid
-
-    @property
-    def dim(self) -> int:
-        return self.config.dim
-
-    @property
-    def embed_dim(self) -> int:
-        return self.config.dim
-
-    @property
-    def label_sizes(self) -> tuple[int, ...]:
-        return self.config.label_sizes
-
-    def forward(
-        self, codes: torch.Tensor, condition: torch.Tensor | None = None, *, at: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """With `at` (b, h, w) bool, only the logits of the m True positions, (m, v): the head is not run elsewhere."""
-        x = self.trunk(codes, condition)
-        return self.to_logits(x if at is None else x[at])
 
     def to_logits(self, features: torch.Tensor) -> torch.Tensor:
         """Features (..., d) -> logits (..., v), with the embedding's own weights; MASK has no logit."""

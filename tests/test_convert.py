@@ -678,7 +678,6 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys):
     for arguments, sentence in (
         ((path, "--out", out), "is a pickle"),
         ((path, "--out", out, "--trust-pickle", "--to", "onnx"), "--to must be maskimg or diffusers, got `onnx`"),
-        ((path, "--out", out, "--trust-pickle", "--kind", "cat"), "--kind must be tokenizer"),
         ((path, "--out", mine, "--trust-pickle"), "exists and is no model directory of maskimg's"),
         ((path, "--out", path, "--trust-pickle"), "exists and is no model directory of maskimg's"),
         ((tmp_path / "nowhere", "--out", out), "there is no model directory"),

@@ -16,7 +16,10 @@ PACKAGES = {"vqgan": "vqgan", "maskimg": "maskimg", "maskimg_apps": "apps"}  # n
 # These know tensors only: no file, no picture, no tokenizer. It holds for what they import of maskimg, too.
 PURE = (
     "maskimg.masking",
+    "maskimg.network",
     "maskimg.transformer",
+    "maskimg.google_maskgit",
+    "maskimg.halton_maskgit",
     "maskimg.maskgit",
     "maskimg.sampler",
     "maskimg.sampling",

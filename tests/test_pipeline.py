@@ -195,7 +195,7 @@ class Foreign(nn.Module):
 
 
 def test_a_network_that_cannot_be_saved_is_refused():
-    with pytest.raises(ValueError, match="a pipeline needs a MaskedTransformer and, if any, a TokenCritic"):
+    with pytest.raises(ValueError, match="a pipeline needs a Network and, if any, a TokenCritic"):
         Pipeline(tiny_pipeline().tokenizer, MaskGit(Foreign(), mask_id=64), device="cpu", dtype="fp32")
 
 
