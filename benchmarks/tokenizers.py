@@ -13,12 +13,12 @@ it stands its floor, held-out pictures against training pictures.
 import argparse
 import csv
 import dataclasses
+import gc
 import gzip
 import io
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -346,11 +346,19 @@ def contestant(name: str, size: int) -> tuple[Callable, Callable, float]:
 
 
 def peak(name: str, size: int) -> None:
-    """Print what encoding and decoding add to this process's memory at most, in MB."""
+    """Print what encoding and decoding add to this process's memory at most, in MB (Linux)."""
     encode, decode, _ = contestant(name, size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = _memory("VmRSS")
     encode(), decode()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((_memory("VmHWM") - before) / 1024)
+
+
+def _memory(key: str) -> int:
+    """Of this process, in KB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def _ours(tokenizer: Tokenizer, images: torch.Tensor, device: torch.device) -> tuple[Callable, Callable]:
