@@ -246,6 +246,7 @@ def test_a_folder_of_other_things_is_not_replaced(google, tokenizer, tmp_path, c
 def test_the_command_refuses_what_it_cannot_read(google, tokenizer, tmp_path, capsys):
     asked = ["--tokenizer", tokenizer, "--out", tmp_path / "model"]
     assert "there is no file" in refused(capsys, "convert", tmp_path / "nowhere", *asked)
+    assert "is a directory: name the file in it" in refused(capsys, "convert", tmp_path, *asked)
     assert "too few for 1000 classes" in refused(capsys, "convert", google, *asked)
     asked = ["--tokenizer", tmp_path / "nowhere", "--out", tmp_path / "model"]
     assert "there is no model directory" in refused(capsys, "convert", google, *asked)

@@ -30,7 +30,9 @@ def read_tensors(path: Path, *, trust_pickle: bool = False) -> Tensors:
         ModelError: the file cannot be read, or is a pickle and `trust_pickle` is not given.
     """
     if not path.is_file():
-        raise ModelError(f"there is no file `{path}`")
+        raise ModelError(
+            f"`{path}` is a directory: name the file in it" if path.is_dir() else f"there is no file `{path}`"
+        )
     kind = sniff(path)
     if kind == "pickle" and not trust_pickle:
         raise ModelError(
