@@ -184,8 +184,9 @@ def train_tokenizer(
         run.log(**figures, codes_used=usage.share, codes_entropy=usage.entropy)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
-            run.warn(codebook_warning(usage.share, usage.entropy, model.vocab_size, counted=usage.counted))
-            run.warn(monochrome_warning(reconstructions.detach(), images))
+            if progress >= 0.3:  # every training begins so
+                run.warn(codebook_warning(usage.share, usage.entropy, model.vocab_size, counted=usage.counted))
+                run.warn(monochrome_warning(reconstructions.detach(), images))
             write_reconstructions(_averaged(model, ema), unseen, run.directory / "reconstructions.png")
 
     model = _averaged(model, ema)
