@@ -28,7 +28,7 @@ class Ema:
                 averages.append(self.shadow[name])
             else:
                 self.shadow[name].copy_(tensor)
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def copy_to(self, module: nn.Module) -> None:
         """Into a module that is not sharded; with sharded averages, every process has to call it."""

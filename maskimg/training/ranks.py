@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -111,7 +111,7 @@ def replicated(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module) if several() else module
 
 
-def sharded(module: nn.Module, blocks: nn.ModuleList) -> nn.Module:
+def sharded(module: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
     """Split weights, gradients and optimizer state over the processes (FSDP2), block by block.
 
     Raises:
@@ -125,7 +125,8 @@ def sharded(module: nn.Module, blocks: nn.ModuleList) -> nn.Module:
     mesh = init_device_mesh(next(module.parameters()).device.type, (world(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    return fully_shard(module, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
