@@ -97,7 +97,9 @@ def test_a_gradient_that_is_no_number_is_skipped_although_the_loss_is_one(tmp_pa
 
 def test_ten_bad_steps_in_a_hundred_are_borne_and_an_eleventh_stops_the_run(tmp_path):
     toy = Toy(tmp_path, 40)
-    with pytest.raises(TrainingError, match="not finite in 11 of the last 100 steps, at step 30 at last: lower") as info:
+    with pytest.raises(
+        TrainingError, match="not finite in 11 of the last 100 steps, at step 30 at last: lower"
+    ) as info:
         toy.train(lambda step, loss: loss * math.nan if step >= 20 else loss)
     assert "nonfinite-30.json`" in str(info.value)
     about = json.loads((tmp_path / "nonfinite-30.json").read_text())
@@ -314,8 +316,12 @@ def test_a_batch_that_does_not_fit_is_split_and_learns_the_same(tmp_path, error,
 
 
 def test_a_network_that_does_not_fit_with_one_sample_is_an_error(tmp_path):
-    with _small_memory(0, torch.OutOfMemoryError("out of memory"), []), pytest.raises(
-        TrainingError, match="the toy does not fit into memory even with one sample at a time: use a smaller network"
+    with (
+        _small_memory(0, torch.OutOfMemoryError("out of memory"), []),
+        pytest.raises(
+            TrainingError,
+            match="the toy does not fit into memory even with one sample at a time: use a smaller network",
+        ),
     ):
         Toy(tmp_path, 3).train()
 

@@ -90,6 +90,14 @@ def of_first(value: Any) -> Any:
     return values[0]
 
 
+def as_first_has(module: nn.Module) -> nn.Module:
+    """With the first process's numbers: what each has trained for itself may differ in a last bit."""
+    if several():
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
+    return module
+
+
 def total(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all processes."""
     if several():

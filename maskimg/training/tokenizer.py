@@ -150,7 +150,7 @@ def train_tokenizer(
         usage=usage,
     )
     shown = int(10 * run.budget.progress(run.step, run.seconds))
-    perceptual = _perceptual(pictures, training).to(where)
+    perceptual = ranks.as_first_has(_perceptual(pictures, training).to(where))
     parallel = called if ranks.several() else None
     update = Update(run, model, {"optimizer": optimizer}, called=parallel, accumulation=training.accumulation)
     update_opponent = Update(run, discriminator, {"opponent": opponent}, accumulation=training.accumulation, clip=None)
@@ -273,7 +273,7 @@ def _perceptual(pictures: Pictures, training: TokenizerTraining) -> nn.Module:
         classes,
         training.classifier_steps,
         seed=training.seed + 1,
-        progress=tqdm,
+        progress=tqdm if ranks.is_first() else None,
     )
     return Perceptual(judge.classifier.stages)
 
