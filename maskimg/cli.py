@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         fail(str(refused))
     except Exception as error:
         if _is_stop(error):  # asked for, and everything is saved
-            print(f"maskimg: {error}")
+            if os.environ.get("RANK", "0") == "0":
+                print(f"maskimg: {error}")
             return 0
         if not _is_kind(error):
             raise

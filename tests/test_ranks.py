@@ -18,7 +18,7 @@ from maskimg.cli import main
 from maskimg.training import ranks, run
 
 STEPS = {"generator": 50, "sharded": 50, "tokenizer": 12, "critic": 12}
-SIGNALS = int(os.environ.get("MASKIMG_SIGNALS", "3"))  # 100 for a thorough look
+SIGNALS = int(os.environ.get("MASKIMG_SIGNALS", "2"))  # 100 for a thorough look
 HERE = Path(__file__).parent
 
 
@@ -32,7 +32,7 @@ def started(arguments: list[str], **options) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def by_two(directory: Path, **steps: int) -> str:
+def by_two(directory: Path, **steps: int | str) -> str:
     jobs = [f"{stage}:{count}" for stage, count in steps.items()]
     process = started([str(HERE / "together.py"), str(directory), *jobs])
     out, err = process.communicate(timeout=240)
@@ -63,7 +63,7 @@ def pair(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("pair")
     out = by_two(directory, **STEPS)
     assert out.splitlines() == [f"{stage}: {count} steps" for stage, count in STEPS.items()]  # said once
-    by_two(directory / "changing", generator=10)
+    by_two(directory / "changing", generator="30:10")
     return directory
 
 
@@ -83,7 +83,7 @@ def test_two_processes_have_the_losses_of_one(stage, pair, tmp_path):
 def test_a_run_goes_on_with_another_number_of_processes(pair, tmp_path):
     """Two, one and two again see the samples that one sees: their losses are its own."""
     changing = pair / "changing"
-    train("generator", changing / "generator", 20)
+    assert train("generator", changing / "generator", 30, stop=20).step == 20
     by_two(changing, generator=30)
     train("generator", tmp_path, 30)
     one, several = losses(tmp_path), losses(changing / "generator")
@@ -123,7 +123,8 @@ def test_a_signal_to_anyone_stops_all_at_the_same_step(number, tmp_path):
 
 def test_the_command_trains_with_torchrun_and_is_stopped_with_a_sentence(tmp_path, draw_pictures):
     draw_pictures(tmp_path / "pictures", count=30, size=16)
-    options = ["--preset", "cpu", "--size", "16", "--tokenizer.channels", "[16,16]", "--tokenizer_training.batch_size", "8",
+    options = ["--preset", "cpu", "--size", "16", "--tokenizer.channels", "[16,16]",
+               "--tokenizer_training.batch_size", "8",
                "--tokenizer_training.perceptual", "random", "--tokenizer_budget.minutes", "null"]  # fmt: skip
     command = ["-m", "maskimg", "train-tokenizer", str(tmp_path / "pictures"), "--out", str(tmp_path / "tokenizer")]
     process = started([*command, *options, "--tokenizer_budget.steps", "1000000"])
@@ -136,7 +137,7 @@ def test_the_command_trains_with_torchrun_and_is_stopped_with_a_sentence(tmp_pat
 
     step = int(max((work / "checkpoints").glob("step-*")).name.removeprefix("step-"))
     process = started([*command, *options, "--tokenizer_budget.steps", str(step + 2)])
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.count("done: reconstructions in") == 1
     assert (tmp_path / "tokenizer" / "manifest.json").is_file()
@@ -169,13 +170,12 @@ def test_one_process_is_the_first_of_one():
 
 
 def wait_for(ready, process: subprocess.Popen) -> None:
-    for _ in range(600):
-        if ready():
-            return
-        assert process.poll() is None, process.communicate()[1]
+    begun = time.monotonic()
+    while not ready():
+        if process.poll() is not None or time.monotonic() - begun > 120:
+            process.terminate()
+            raise AssertionError(f"it has not begun to train: {process.communicate()[1]}")
         time.sleep(0.1)
-    process.kill()
-    raise AssertionError("nothing was trained within a minute")
 
 
 def alive(process: int) -> bool:

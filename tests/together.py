@@ -1,7 +1,7 @@
-"""Trainings that torchrun starts several times: torchrun ... together.py DIRECTORY JOB..., each JOB as stage:steps.
+"""Trainings that torchrun starts several times: torchrun ... together.py DIRECTORY JOB...
 
-Stages are generator, sharded, tokenizer and critic. Every step is logged; `job` ends with the step that each process
-has stopped at, in DIRECTORY/STAGE/stopped-RANK.
+Each JOB is stage:steps[:stop]. Stages are generator, sharded, tokenizer and critic. Every step is logged; what each process has
+stopped at lies in DIRECTORY/STAGE/stopped-RANK.
 """
 
 import os
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from helpers import tiny_cache, tiny_net, tiny_pictures
+from helpers import stopped_at, tiny_cache, tiny_net, tiny_pictures
 from tiny import NETWORK, TOKENIZER
 
 from maskimg.maskgit import MaskGit
@@ -21,8 +21,14 @@ from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 ON_CPU = {"device": "cpu", "dtype": "fp32"}
 
 
-def train(stage: str, directory: Path, steps: int) -> Run:
-    """A training that does not depend on who takes part: no dropout, nothing that looks at a batch as a whole."""
+def train(stage: str, directory: Path, steps: int, stop: int = 0) -> Run:
+    """A training that does not depend on who takes part: no dropout, nothing that looks at a batch as a whole.
+
+    It is stopped after `stop` steps, if given, as by a signal.
+    """
+    if stop:
+        with stopped_at(stop - 1):
+            return train(stage, directory, steps)
     run.LOG_EVERY = 1
     budget = Budget(steps=steps)
     if stage == "tokenizer":
@@ -43,10 +49,10 @@ def main() -> None:
     directory = Path(sys.argv[1])
     with ranks.joined():
         for job in sys.argv[2:]:
-            stage, steps = job.split(":")
+            stage, steps, *stop = job.split(":")
             (directory / stage).mkdir(parents=True, exist_ok=True)
             (directory / stage / f"process-{ranks.rank()}").write_text(str(os.getpid()))
-            done = train(stage, directory / stage, int(steps))
+            done = train(stage, directory / stage, int(steps), *map(int, stop))
             (directory / stage / f"stopped-{ranks.rank()}").write_text(str(done.step))
             print(f"{stage}: {done.step} steps")
 

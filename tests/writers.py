@@ -15,8 +15,6 @@ from safetensors.torch import load_file
 
 from maskimg.training.checkpoints import Checkpoints, read_state
 
-LONGEST = 0.06  # seconds until the kill: some twenty checkpoints
-
 
 def state(step: int) -> dict[str, dict[str, torch.Tensor]]:
     return {name: {"weight": torch.full((64,), float(step))} for name in ("model", "ema", "optimizer")}
@@ -45,12 +43,14 @@ def newest_step(checkpoints: Checkpoints) -> int:
 def main() -> None:
     directory, count, chance = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
     checkpoints, before = Checkpoints(directory), 0
+    begun = time.monotonic()
     checkpoints.write(1, state(1), {"seconds": 0.0, "identity": {}})
+    longest = 4 * (time.monotonic() - begun)  # until the kill
     for number in range(count):
         child = os.fork()
         if child == 0:
             write_for_ever(directory)
-        time.sleep(chance.uniform(0, LONGEST))
+        time.sleep(chance.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         now = newest_step(checkpoints)
