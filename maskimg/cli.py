@@ -140,6 +140,7 @@ def train(parser: Parser, arguments: list[str]) -> None:
     from maskimg.training import ranks
     from maskimg.training.folder import train_folder, working_directory
 
+    _allow_tf32(given.dtype)
     _say_plan(listing, plan, working_directory(Path(given.out)))
     pipeline = train_folder(
         listing,
@@ -167,6 +168,7 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
     from maskimg.training.folder import tokenizer_stage, working_directory
 
     work = working_directory(Path(given.out))
+    _allow_tf32(given.dtype)
     _say_plan(listing, plan, work)
     with ranks.first_goes_ahead():
         pictures = read_pictures(listing, plan.size, work / "pictures", max_bad=given.max_bad, progress=_bar())
@@ -218,6 +220,7 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     from vqgan import Tokenizer
 
     out = Path(given.out)
+    _allow_tf32(given.dtype)
     pipeline = generator_stage(
         cache, Tokenizer.from_pretrained(given.tokenizer_directory), plan, working_directory(out),
         device=given.device, dtype=given.dtype, shard=given.shard,
@@ -707,6 +710,14 @@ def _say_bad(path: Path) -> None:
     bad = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in bad:
         print(f"left out: {line}", file=sys.stderr)
+
+
+def _allow_tf32(dtype: str) -> None:
+    """What is not bf16 anyway need not be exact to the last bit either, unless fp32 was asked for."""
+    import torch
+
+    if dtype != "fp32" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
 
 
 def _bar() -> Any:

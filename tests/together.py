@@ -1,7 +1,7 @@
 """Trainings that torchrun starts several times: torchrun ... together.py DIRECTORY JOB...
 
-Each JOB is stage:steps[:stop]. Stages are generator, sharded, tokenizer and critic. Every step is logged; what each process has
-stopped at lies in DIRECTORY/STAGE/stopped-RANK.
+Each JOB is stage:steps[:stop]. Stages are generator, sharded, tokenizer and critic. Every step is logged; what each
+process has stopped at lies in DIRECTORY/STAGE/stopped-RANK.
 """
 
 import os
