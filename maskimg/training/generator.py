@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -93,7 +94,7 @@ def train_generator(
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = _maskgit(config, training).to(where)
-    called = ranks.sharded(model, model.net.trunk.blocks.children()) if shard else ranks.replicated(model)
+    called = ranks.sharded(model, cast(nn.ModuleList, model.net.trunk.blocks)) if shard else ranks.replicated(model)
     optimizers = _optimizers(model, config, training, muon=training.muon and not shard)
     ema = Ema(model, training.ema_decay)
 
