@@ -34,6 +34,7 @@ import random
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -51,8 +52,9 @@ from maskimg.hardware import DTYPES, autocast, compile_blocks, pick_device, pick
 from maskimg.maskgit import MaskGit
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
-from maskimg.training.generator import GeneratorTraining, _optimizers, _step
-from maskimg.training.run import Ema
+from maskimg.training.generator import GeneratorTraining, _optimizers
+from maskimg.training.run import Budget, Ema, Run
+from maskimg.training.update import Update
 from maskimg.transformer import MaskedTransformer, TransformerConfig
 from vqgan import Tokenizer, TokenizerConfig
 
@@ -312,8 +314,12 @@ def torch_optimizer(
 
 def muon_adamw(model: nn.Module) -> Callable[[torch.Tensor], None]:
     """Ours at the recipe's batch size, with its clipping of gradients."""
-    optimizers = _optimizers(model, model.net.config, GeneratorTraining())
-    return lambda loss: _step(loss, model, optimizers)
+    update = _updates(model, GeneratorTraining())
+
+    def step(loss: torch.Tensor) -> None:
+        update(lambda _: loss, 1)
+
+    return step
 
 
 def training_run(batch: int, model: nn.Module) -> Callable[[torch.Tensor], None]:
@@ -321,15 +327,19 @@ def training_run(batch: int, model: nn.Module) -> Callable[[torch.Tensor], None]
     training = GeneratorTraining(
         batch_size=batch, learning_rate=1e-4
     )  # no warm-up here: the default is too hot at once
-    optimizers, ema = _optimizers(model, model.net.config, training), Ema(model, training.ema_decay)
+    update, ema = _updates(model, training), Ema(model, training.ema_decay)
 
     def step(loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise RuntimeError("the loss is not finite")
-        _step(loss, model, optimizers)
+        update(lambda _: loss, 1)
         ema.update(model, 0)
 
     return step
+
+
+def _updates(model: nn.Module, training: GeneratorTraining) -> Update:
+    """Ours, of a run that is never saved."""
+    run = Run(tempfile.mkdtemp(), Budget(steps=1), describe="generator", identity={})
+    return Update(run, model, _optimizers(model, model.net.config, training, muon=True))
 
 
 adamw = functools.partial(torch_optimizer, functools.partial(torch.optim.AdamW, fused=True), 0.0)

@@ -1,5 +1,6 @@
 """The `maskimg` command. Torch and gradio are imported by the commands that need them, so `--help` costs nothing."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ COMMANDS = {
     "info": "what a model can do, or how a picture was made",
 }
 
+
+TRAININGS = ("train", "train-tokenizer", "train-generator")  # that torchrun may start several times
 
 # How many training pictures `eval-tokenizer` reads: to train a classifier with, and only to count codes over.
 MOST_TRAINING, FEW_TRAINING = 10_000, 4_000
@@ -59,16 +62,30 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = Parser(prog=f"maskimg {name}", description=COMMANDS[name].capitalize() + ".")
     try:
-        return command(parser, rest) or 0
+        with _together(name):
+            return command(parser, rest) or 0
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
     except Refused as refused:
         fail(str(refused))
     except Exception as error:
+        if _is_stop(error):  # asked for, and everything is saved
+            if os.environ.get("RANK", "0") == "0":
+                print(f"maskimg: {error}")
+            return 0
         if not _is_kind(error):
             raise
         fail(str(error))
+
+
+def _together(name: str) -> contextlib.AbstractContextManager[None]:
+    """Of a training command that torchrun started several times, one training."""
+    if name not in TRAININGS or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return contextlib.nullcontext()
+    from maskimg.training.ranks import joined
+
+    return joined()
 
 
 def overview() -> str:
@@ -120,10 +137,10 @@ def demo(parser: Parser, arguments: list[str]) -> None:
 
 def train(parser: Parser, arguments: list[str]) -> None:
     given, plan, listing = _parse_plan(parser, arguments, out="model directory to write")
-    from tqdm import tqdm
-
+    from maskimg.training import ranks
     from maskimg.training.folder import train_folder, working_directory
 
+    _allow_tf32(given.dtype)
     _say_plan(listing, plan, working_directory(Path(given.out)))
     pipeline = train_folder(
         listing,
@@ -133,8 +150,11 @@ def train(parser: Parser, arguments: list[str]) -> None:
         dtype=given.dtype,
         max_bad=given.max_bad,
         about={"licence": given.licence} if given.licence else None,
-        progress=tqdm,
+        progress=_bar(),
+        shard=given.shard,
     )
+    if not ranks.is_first():
+        return
     _say_bad(working_directory(Path(given.out)) / "pictures" / "bad.txt")
     for name, value in pipeline.about["measured"].items():
         print(f"{name.replace('_', ' ')}: {value}")
@@ -143,18 +163,20 @@ def train(parser: Parser, arguments: list[str]) -> None:
 
 def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
     given, plan, listing = _parse_plan(parser, arguments, out="tokenizer directory to write")
-    from tqdm import tqdm
-
     from maskimg.pictures import read_pictures
+    from maskimg.training import ranks
     from maskimg.training.folder import tokenizer_stage, working_directory
 
     work = working_directory(Path(given.out))
+    _allow_tf32(given.dtype)
     _say_plan(listing, plan, work)
-    pictures = read_pictures(listing, plan.size, work / "pictures", max_bad=given.max_bad, progress=tqdm)
+    with ranks.first_goes_ahead():
+        pictures = read_pictures(listing, plan.size, work / "pictures", max_bad=given.max_bad, progress=_bar())
+    tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", device=given.device, dtype=given.dtype)
+    if not ranks.is_first():
+        return
     _say_bad(work / "pictures" / "bad.txt")
-    tokenizer_stage(pictures, plan, work / "tokenizer", device=given.device, dtype=given.dtype).save_pretrained(
-        given.out
-    )
+    tokenizer.save_pretrained(given.out)
     print(f"done: reconstructions in {work / 'tokenizer' / 'reconstructions.png'}; next, `maskimg encode`")
 
 
@@ -193,14 +215,18 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("codes", type=str, help="directory that `maskimg encode` wrote")
     parser.add_argument("tokenizer_directory", type=str, help="the tokenizer that encoded them")
     given, plan, cache = _parse_plan(parser, arguments, out="model directory to write", codes=True)
+    from maskimg.training import ranks
     from maskimg.training.folder import generator_stage, working_directory
     from vqgan import Tokenizer
 
     out = Path(given.out)
+    _allow_tf32(given.dtype)
     pipeline = generator_stage(
         cache, Tokenizer.from_pretrained(given.tokenizer_directory), plan, working_directory(out),
-        device=given.device, dtype=given.dtype,
+        device=given.device, dtype=given.dtype, shard=given.shard,
     )  # fmt: skip
+    if not ranks.is_first():
+        return
     pipeline.about.update({"name": out.name, "data": {"pictures": cache.codes.shape[1]}})
     pipeline.save_pretrained(out)
     print(f"done: open it with `maskimg demo --model {out}`")
@@ -585,6 +611,9 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     parser.add_argument("--preset", type=str, default="auto", help="auto, cpu or gpu")
     parser.add_argument("--minutes", type=float, help="of training in all, instead of the preset's")
     _add_machine(parser)
+    parser.add_argument(
+        "--shard", action="store_true", help="split the generator over torchrun's processes (FSDP2), not only the batch"
+    )
     parser.add_argument("--config", action="config", help="YAML file with what differs from the plan")
     parser.add_class_arguments(Plan)
     parser.set_defaults(size=0)  # 0: as the pictures are
@@ -683,9 +712,29 @@ def _say_bad(path: Path) -> None:
         print(f"left out: {line}", file=sys.stderr)
 
 
+def _allow_tf32(dtype: str) -> None:
+    """What is not bf16 anyway need not be exact to the last bit either, unless fp32 was asked for."""
+    import torch
+
+    if dtype != "fp32" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+
+
+def _bar() -> Any:
+    """A progress bar, once: of several processes the first has it."""
+    from tqdm import tqdm
+
+    return tqdm if os.environ.get("RANK", "0") == "0" else None
+
+
+def _is_stop(error: Exception) -> bool:
+    from maskimg.training.folder import Stopped
+
+    return isinstance(error, Stopped)
+
+
 def _is_kind(error: Exception) -> bool:
     """Whether an error's own sentence is meant for the person at the terminal."""
-    from maskimg.training.folder import Stopped
     from maskimg.training.run import TrainingError
 
-    return isinstance(error, ValueError | OSError | TrainingError | Stopped)
+    return isinstance(error, ValueError | OSError | TrainingError)

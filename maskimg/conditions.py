@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from maskimg.noise import Source, rand
+
 Label = str | Mapping[str, str] | None
 
 
@@ -78,11 +80,11 @@ def null_condition(condition: torch.Tensor, sizes: Sequence[int]) -> torch.Tenso
 
 
 def drop_condition(
-    condition: torch.Tensor, sizes: Sequence[int], probability: float, generator: torch.Generator | None = None
+    condition: torch.Tensor, sizes: Sequence[int], probability: float, generator: Source = None
 ) -> torch.Tensor:
     """For training: with `probability` a row (b, f) loses all its fields, and each field is also lost on its own."""
-    rows = torch.rand(len(condition), 1, generator=generator) < probability
-    fields = torch.rand(condition.shape, generator=generator) < probability
+    rows = rand(generator, "labels", (len(condition), 1)) < probability
+    fields = rand(generator, "fields", tuple(condition.shape)) < probability
     dropped = (rows | fields).to(condition.device)
     return torch.where(dropped, null_condition(condition, sizes), condition)
 

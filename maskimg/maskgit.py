@@ -18,8 +18,9 @@ from torch import nn
 
 from maskimg.conditions import drop_condition
 from maskimg.foreign import ForeignCritic, ForeignNet, make_sampler
-from maskimg.masking import Schedule, elbo_weights, random_mask, schedule_named
+from maskimg.masking import Schedule, elbo_weights, random_mask, random_ratio, schedule_named, training_counts
 from maskimg.network import Modulation, Network
+from maskimg.noise import Chance, Source, rand, randint
 from maskimg.sampler import Sampler
 from maskimg.sampling import draw_codes, sample
 
@@ -191,7 +192,7 @@ class MaskGit(nn.Module):
         only_train_generator: bool = False,
         only_train_critic: bool = False,
         generator_sample_temperature: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: Source = None,
         **extras: Any,
     ) -> Losses:
         """Complete codes (b, h, w), or flat (b, n), and their condition (b, f) -> Losses.
@@ -200,7 +201,8 @@ class MaskGit(nn.Module):
             only_train_generator: leave the critic out.
             only_train_critic: no gradient reaches the generator, also with the self critic.
             generator_sample_temperature: of the codes that the critic judges; uniform on [0, 1) if not given.
-            generator: source of all randomness, on the CPU; torch's own if not given.
+            generator: source of all randomness, on the CPU; torch's own if not given. With a Chance of a part of a
+                batch, the losses are that part's summand of the whole batch's.
             extras: further arguments of a foreign network and its critic, such as `context` and `context_mask`.
 
         Raises:
@@ -218,20 +220,26 @@ class MaskGit(nn.Module):
         # Predict the masked codes.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not only_train_critic):
             features = self._trunk(corrupted, condition, self._first_look(corrupted, condition, generator))
-        generator_loss = None if only_train_critic else self._generator_loss(features, codes, masked, r)
+        generator_loss = None
+        if not only_train_critic:
+            share = self._share(masked, generator)
+            generator_loss = share * self._generator_loss(features, codes, masked, r)
         if generator_loss is not None and (only_train_generator or not self.has_critic):
             return Losses(generator_loss, generator_loss, None)
 
         # Fill them with draws, and let the critic say which codes are not the picture's own.
         temperature = generator_sample_temperature
         if temperature is None:
-            temperature = torch.rand((), generator=generator).item()
+            own = isinstance(generator, Chance)
+            temperature = generator.of_step("temperature") if own else torch.rand((), generator=generator).item()
         elif not temperature >= 0:  # also refuses NaN
             raise ValueError(f"generator_sample_temperature must be 0 or more, got {temperature}")
-        filled = codes.masked_scatter(masked, self._draws(features.detach()[masked], temperature, generator))
+        filled = codes.masked_scatter(masked, self._draws(features.detach(), masked, temperature, generator))
         target = masked if self.critic_target == "sampled" else filled != codes
         critic_logits = self.critic_logits(filled, condition, detach=only_train_critic)
         critic_loss = F.binary_cross_entropy_with_logits(critic_logits.float(), target.float())
+        if isinstance(generator, Chance):
+            critic_loss = generator.share * critic_loss
         if generator_loss is None:
             return Losses(critic_loss, None, critic_loss)
         return Losses(generator_loss + self.critic_loss_weight * critic_loss, generator_loss, critic_loss)
@@ -420,7 +428,7 @@ class MaskGit(nn.Module):
         return self.net.trunk(codes, condition, embeds)
 
     def _first_look(
-        self, codes: torch.Tensor, condition: Condition, generator: torch.Generator | None, always: bool = False
+        self, codes: torch.Tensor, condition: Condition, generator: Source, always: bool = False
     ) -> torch.Tensor | None:
         """What a self-conditioned model is told in training: its features of a first look, or (None) the null.
 
@@ -432,8 +440,19 @@ class MaskGit(nn.Module):
             seen = self._trunk(codes, condition, None)
         if always:
             return seen
-        looked = torch.rand(len(codes), 1, 1, 1, generator=generator) < self.self_cond_train_prob
+        looked = rand(generator, "look", (len(codes), 1, 1, 1)) < self.self_cond_train_prob
         return torch.where(looked.to(codes.device), seen, self.self_cond.null(codes).to(seen))
+
+    def _share(self, masked: torch.Tensor, generator: Source) -> float:
+        """How much of the whole batch's loss the mean over a part's tokens stands for: 1 for all of it."""
+        if not isinstance(generator, Chance) or generator.rows is None:
+            return 1.0
+        if self.loss_weight == "elbo":
+            return generator.share
+        n, visible = masked[0].numel(), self.visible_weight
+        counts = training_counts(random_ratio(generator.size, generator.whole), self.schedule, n)
+        weights = counts + visible * (n - counts)
+        return (weights[generator.places].sum() / weights.sum()).item()
 
     def _generator_loss(
         self, features: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor, r: torch.Tensor
@@ -478,20 +497,26 @@ class MaskGit(nn.Module):
             raise ValueError(f"unknown arguments {', '.join(extras)}: this network takes codes and a condition")
         return extras or condition
 
-    def _corrupt(self, codes: torch.Tensor, masked: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    def _corrupt(self, codes: torch.Tensor, masked: torch.Tensor, generator: Source) -> torch.Tensor:
         """What the network sees: MASK at masked positions, but for a share kept and a share replaced at random."""
         corrupted = codes.masked_fill(masked, self.mask_id)
         if not self.no_replace_prob and not self.random_token_prob:
             return corrupted
-        u = torch.rand(codes.shape, generator=generator).to(codes.device)
-        other = torch.randint(0, self.mask_id, codes.shape, generator=generator).to(codes.device)
+        u = rand(generator, "keep", tuple(codes.shape)).to(codes.device)
+        other = randint(generator, "code", 0, self.mask_id, tuple(codes.shape)).to(codes.device)
         kept = masked & (u < self.no_replace_prob)
         replaced = masked & ~kept & (u < self.no_replace_prob + self.random_token_prob)
         return torch.where(kept, codes, torch.where(replaced, other, corrupted))
 
-    def _draws(self, features: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
-        """Features (m, d) -> codes (m,) drawn at `temperature`; 0 takes the most probable."""
-        u = torch.rand(len(features), generator=generator).to(features.device)
+    def _draws(
+        self, features: torch.Tensor, masked: torch.Tensor, temperature: float, generator: Source
+    ) -> torch.Tensor:
+        """Features (b, h, w, d) -> codes (m,) of the masked tokens at `temperature`; 0 takes the most probable."""
+        features = features[masked]
+        if isinstance(generator, Chance):
+            u = generator.rand("draw", *masked.shape[1:])[masked.cpu()].to(features.device)
+        else:
+            u = torch.rand(len(features), generator=generator).to(features.device)
         parts = features.split(max(1, 2**26 // self.mask_id))  # a large codebook's logits of a batch are gigabytes
         drawn = []
         for part, chance in zip(parts, u.split(len(parts[0])), strict=True):

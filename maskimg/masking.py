@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from maskimg.noise import Source, rand
+
 Schedule = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -98,7 +100,7 @@ def schedule_named(schedule: str | Schedule) -> Schedule:
 
 
 def random_mask(
-    codes: torch.Tensor, schedule: str | Schedule, generator: torch.Generator | None = None
+    codes: torch.Tensor, schedule: str | Schedule, generator: Source = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For training: codes (b, h, w) -> masked (b, h, w) bool, and the schedule's r (b,) that it came from.
 
@@ -106,10 +108,20 @@ def random_mask(
     subset, both drawn on the CPU from `generator`.
     """
     b, h, w = codes.shape
-    r = torch.rand(b, dtype=torch.float64, generator=generator)
-    counts = (schedule_named(schedule)(r) * h * w).clamp(1, h * w).ceil().long()
-    ranks = torch.rand(b, h * w, generator=generator).argsort(-1)  # a uniform permutation in each row
+    r = random_ratio(b, generator)
+    counts = training_counts(r, schedule, h * w)
+    ranks = rand(generator, "order", (b, h * w)).argsort(dim=-1, stable=True)  # a uniform permutation in each row
     return rearrange(ranks < counts[:, None], "b (h w) -> b h w", h=h).to(codes.device), r
+
+
+def random_ratio(b: int, generator: Source = None) -> torch.Tensor:
+    """The schedule's r (b,) float64, uniform."""
+    return rand(generator, "ratio", (b,), torch.float64)
+
+
+def training_counts(r: torch.Tensor, schedule: str | Schedule, n: int) -> torch.Tensor:
+    """How many of n tokens training masks at r (b,): (b,) int64, at least one."""
+    return (schedule_named(schedule)(r) * n).clamp(1, n).ceil().long()
 
 
 def elbo_weights(n: int, schedule: str | Schedule) -> torch.Tensor:

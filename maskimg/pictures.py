@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from maskimg.noise import Source, randint
 from vqgan import files
 from vqgan.images import ImageError, fit_square, list_images, load_image
 
@@ -207,10 +208,10 @@ def _decode(listing: Listing, size: int, path: Path, progress) -> dict[int, str]
     return bad
 
 
-def move(pixels: torch.Tensor, reach: int, generator: torch.Generator) -> torch.Tensor:
+def move(pixels: torch.Tensor, reach: int, generator: Source) -> torch.Tensor:
     """uint8 (b, 3, H, W), each moved by up to `reach` pixels at random; edges are repeated where they move in."""
     b, size = len(pixels), pixels.shape[-1]
-    offsets = torch.randint(-reach, reach + 1, (b, 2), generator=generator)
+    offsets = randint(generator, "move", -reach, reach + 1, (b, 2))
     rows = (torch.arange(size) + offsets[:, :1]).clamp(0, size - 1)[:, None, :, None]
     columns = (torch.arange(size) + offsets[:, 1:]).clamp(0, size - 1)[:, None, None, :]
     return pixels[torch.arange(b)[:, None, None, None], torch.arange(3)[:, None, None], rows, columns]

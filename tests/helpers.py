@@ -80,19 +80,19 @@ def differing(left: nn.Module, right: nn.Module) -> list[str]:
 
 @contextmanager
 def stopped_at(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
-    """While active, a training loop that is about to check the loss of step `step` gets a signal."""
-    check = Run.require_finite
+    """While active, a training loop gets a signal at the beginning of step `step`."""
+    seed = Run.seed_torch
 
-    def check_and_stop(run: Run, loss: torch.Tensor) -> None:
+    def seed_and_stop(run: Run) -> None:
         if run.step == step:
             os.kill(os.getpid(), number)
-        check(run, loss)
+        seed(run)
 
-    Run.require_finite = check_and_stop
+    Run.seed_torch = seed_and_stop
     try:
         yield
     finally:
-        Run.require_finite = check
+        Run.seed_torch = seed
 
 
 def _built(kind: type[Module], config: TransformerConfig, seed: int) -> Module:

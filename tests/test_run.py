@@ -1,9 +1,7 @@
 """What every training loop relies on: a budget, an order of pictures, averaged weights, checkpoints, a clean stop."""
 
 import json
-import math
 import os
-import shutil
 import signal
 
 import pytest
@@ -13,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from maskimg.training.run import Budget, Ema, Run, TrainingError, batch_indices, learning_rate_scale, step_generator
+from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
 from vqgan.files import ModelError
 
 
@@ -154,7 +152,7 @@ def test_a_run_does_all_its_steps_and_keeps_one_checkpoint(tmp_path):
     assert _checkpoints(tmp_path / "run") == ["step-000000006"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("stop", [0, 2, 5])
 def test_a_stopped_run_continues_to_the_very_same_weights(tmp_path, stop, number):
     expected, _ = _train(tmp_path / "whole")
@@ -203,15 +201,13 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_that_is_said(tmp_pat
     expected, _ = _train(tmp_path / "whole")
     folder = tmp_path / "run" / "checkpoints"
     _train(tmp_path / "run", stop=1)
-    shutil.copytree(folder / "step-000000002", tmp_path / "older")
     _train(tmp_path / "run", stop=3)
-    shutil.copytree(tmp_path / "older", folder / "step-000000002")
+    assert _checkpoints(tmp_path / "run") == ["step-000000002", "step-000000004"]
     _damage(folder / "step-000000004")
 
     model, _ = _train(tmp_path / "run")
     note = "".join(capsys.readouterr())
-    assert "step-000000004" in note
-    assert "is damaged" in note
+    assert "step-000000004/model.safetensors` is damaged" in note
     assert differing(model, expected) == []
     assert _checkpoints(tmp_path / "run") == ["step-000000006"]
 
@@ -255,7 +251,8 @@ def test_checkpoints_are_written_on_the_way(tmp_path, monkeypatch):
     run = _run(tmp_path / "run")
     run.restore(model=nn.Linear(1, 1))
     for step, _ in run.steps():
-        assert _checkpoints(tmp_path / "run") == [f"step-{step:09d}"] if step else True
+        kept = [f"step-{earlier:09d}" for earlier in (step - 1, step) if earlier > 0]
+        assert _checkpoints(tmp_path / "run") == kept if step else True
 
 
 def test_a_run_of_minutes_ends_in_time(tmp_path):
@@ -268,7 +265,7 @@ def test_a_run_of_minutes_ends_in_time(tmp_path):
     assert 0.3 <= run.seconds < 5
 
 
-# ----------------------------------------------------------------------------- log and numbers gone wrong
+# ----------------------------------------------------------------------------- log
 
 
 def test_the_log_holds_means_of_fifty_steps(tmp_path):
@@ -281,12 +278,3 @@ def test_the_log_holds_means_of_fifty_steps(tmp_path):
     assert [(line["step"], line.get("loss")) for line in lines] == [(49, 24.5), (99, 74.5), (101, 100.0), (101, None)]
     assert lines[0]["rate"] == 0.5
     assert lines[3]["held_out_loss"] == 3.0
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_stops_the_run_with_advice(tmp_path, value):
-    run = _run(tmp_path / "run")
-    run.step = 12
-    with pytest.raises(TrainingError, match="the toy's loss became .* at step 12: lower the learning rate"):
-        run.require_finite(torch.tensor(value))
-    run.require_finite(torch.tensor(1e30))

@@ -20,7 +20,7 @@ from maskimg.pictures import Pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
 from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
-from maskimg.training.run import Budget, Run, TrainingError
+from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskimg.transformer import MaskedTransformer, TransformerConfig
 from vqgan import Tokenizer, TokenizerConfig
@@ -138,26 +138,10 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path, train):
 def test_a_run_with_other_pictures_is_not_continued(tmp_path):
     with stopped_at(2):
         _tokenizer(tmp_path / "run")
-    with pytest.raises(ModelError, match="with data made of 0, now made of 1"):
+    with pytest.raises(ModelError, match=r"with data\.fingerprint made of 0, now made of 1"):
         _tokenizer(tmp_path / "run", pictures=tiny_pictures(seed=1))
-
-
-def test_a_loss_that_is_no_number_never_reaches_a_checkpoint(tmp_path, monkeypatch):
-    with stopped_at(2):
-        _generator(tmp_path / "run")
-    forward = MaskGit.forward
-
-    def broken(self, *args, **kwargs):
-        losses = forward(self, *args, **kwargs)
-        return losses._replace(loss=losses.loss * torch.nan)
-
-    monkeypatch.setattr(MaskGit, "forward", broken)
-    with pytest.raises(TrainingError, match="the generator's loss became nan at step 3: lower the learning rate"):
-        _generator(tmp_path / "run")
-    monkeypatch.undo()
-    _, run = _generator(tmp_path / "run")
-    assert run.finished
-    assert all(tensor.isfinite().all() for tensor in _checkpoint(run).values())
+    with pytest.raises(ModelError, match=r"with data\.pictures 12, now 13: use the same settings and pictures"):
+        _tokenizer(tmp_path / "run", pictures=tiny_pictures(13))
 
 
 # ----------------------------------------------------------------------------- options
@@ -193,7 +177,7 @@ def test_the_discriminator_is_paused_while_it_harms(tmp_path, monkeypatch):
     options = {"adversarial_weight": 10.0, "adversarial_start": 0.0}
     plain, _ = _tokenizer(tmp_path / "plain", adversarial_weight=0.0)
     heard, _ = _tokenizer(tmp_path / "heard", **options)
-    monkeypatch.setattr(Watchdog, "look", lambda self, loss: False)
+    monkeypatch.setattr(Watchdog, "paused", True)
     paused, _ = _tokenizer(tmp_path / "paused", **options)
     assert differing(paused, plain) == []
     assert differing(heard, plain)
@@ -227,7 +211,8 @@ def test_samples_of_one_colour_are_said_in_words(tmp_path):
 
 def test_the_log_tells_how_the_codebook_is_used(tmp_path):
     model, run = _tokenizer(tmp_path / "run")
-    last = json.loads((run.directory / "log.jsonl").read_text().splitlines()[-1])
+    lines = [json.loads(line) for line in (run.directory / "log.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "codes_used" in line][-1]
     assert 0 < last["codes_used"] <= 1
     assert 0 <= last["codes_entropy"] <= math.log2(model.vocab_size)
 

@@ -1,1 +1,1 @@
-"""Training loops: `run` (budget, checkpoints, log), `tokenizer` and `generator` (one loop per stage)."""
+"""Training loops: `tokenizer` and `generator` (one loop per stage), `folder` (all stages), and what they stand on."""

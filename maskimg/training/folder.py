@@ -19,6 +19,7 @@ from maskimg.metrics import code_usage, psnr
 from maskimg.pictures import Listing, Pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
+from maskimg.training import ranks
 from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
 from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
@@ -160,8 +161,11 @@ def train_folder(
     max_bad: float = 0.01,
     about: dict | None = None,
     progress=None,
+    shard: bool = False,
 ) -> Pipeline:
     """Train every stage and write a model directory to `out`; returns the finished model.
+
+    With several processes the first alone measures and writes.
 
     Raises:
         Stopped: interrupted; a rerun continues.
@@ -170,10 +174,14 @@ def train_folder(
     out = Path(out)
     work = working_directory(out)
     started = time.perf_counter()
-    pictures = reading.read_pictures(listing, plan.size, work / "pictures", max_bad=max_bad, progress=progress)
+    with ranks.first_goes_ahead():
+        pictures = reading.read_pictures(listing, plan.size, work / "pictures", max_bad=max_bad, progress=progress)
     tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", device=device, dtype=dtype)
-    cache = encode_stage(tokenizer, pictures, plan, work / "codes", progress=progress)
-    pipeline = generator_stage(cache, tokenizer, plan, work, device=device, dtype=dtype)
+    with ranks.first_goes_ahead():
+        cache = encode_stage(tokenizer, pictures, plan, work / "codes", progress=progress)
+    pipeline = generator_stage(cache, tokenizer, plan, work, device=device, dtype=dtype, shard=shard)
+    if not ranks.is_first():
+        return pipeline
 
     unseen = pictures.part(held_out=True)
     pipeline.about.update(
@@ -202,8 +210,9 @@ def tokenizer_stage(
         pictures, plan.tokenizer, plan.tokenizer_training, plan.tokenizer_budget, directory, device=device, dtype=dtype
     )
     _require_finished(run)
-    tokenizer.save_pretrained(directory / "model")
-    _mark_finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
+    if ranks.is_first():
+        tokenizer.save_pretrained(directory / "model")
+        _mark_finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
     return tokenizer
 
 
@@ -220,7 +229,14 @@ def encode_stage(tokenizer: Tokenizer, pictures: Pictures, plan: Plan, directory
 
 
 def generator_stage(
-    cache: CodeCache, tokenizer: Tokenizer, plan: Plan, work: Path, *, device: str = "auto", dtype: str = "auto"
+    cache: CodeCache,
+    tokenizer: Tokenizer,
+    plan: Plan,
+    work: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    shard: bool = False,
 ) -> Pipeline:
     """Train generator and critic on cached codes; continues what `work` holds."""
     size = dataclasses.asdict(plan.generator)
@@ -236,6 +252,7 @@ def generator_stage(
         sampler=plan.recipe,
         device=device,
         dtype=dtype,
+        shard=shard,
     )
     _require_finished(run)
     if critic_depth and not plan.generator_training.self_token_critic:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -12,8 +13,11 @@ from maskimg.codes import CodeCache
 from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit
 from maskimg.metrics import monochrome_warning
+from maskimg.noise import Chance
 from maskimg.sampler import Sampler
-from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
+from maskimg.training import ranks
+from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
+from maskimg.training.update import Update
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from vqgan.images import sheet, to_pil
 
@@ -23,7 +27,9 @@ class GeneratorTraining:
     """How a generator or critic is trained.
 
     Attributes:
-        batch_size: grids per step.
+        batch_size: grids per step, over all processes.
+        accumulation: parts that each process computes its share of them in, where memory is short; what is learnt
+            stays the same.
         learning_rate: of both optimizers; Muon's is scaled to AdamW's size of step.
         muon: train hidden matrices with Muon (Jordan et al. 2024) where this torch has it and a step's batch is large
             enough to pay for it, else all with AdamW.
@@ -38,6 +44,7 @@ class GeneratorTraining:
     """
 
     batch_size: int = 128
+    accumulation: int = 1
     learning_rate: float = 2e-3
     muon: bool = True
     weight_decay: float = 0.05
@@ -69,11 +76,14 @@ def train_generator(
     sampler: Sampler | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    shard: bool = False,
 ) -> tuple[MaskGit, Run]:
     """Train on the grids that are not held out; continues what `directory` holds.
 
     Args:
         decode: codes (b, h, w) -> images; with it, samples.png is drawn ten times on the way.
+        shard: split weights and optimizer over the processes of `torchrun`, for models that do not fit into one's
+            memory; else each has them all.
 
     Returns the model with averaged weights, in eval mode, and the run.
     """
@@ -84,7 +94,8 @@ def train_generator(
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = _maskgit(config, training).to(where)
-    optimizers = _optimizers(model, config, training)
+    called = ranks.sharded(model, cast(nn.ModuleList, model.net.trunk.blocks)) if shard else ranks.replicated(model)
+    optimizers = _optimizers(model, config, training, muon=training.muon and not shard)
     ema = Ema(model, training.ema_decay)
 
     run = _run(directory, budget, "generator", config, training, cache)
@@ -92,36 +103,41 @@ def train_generator(
     shown = int(10 * budget.progress(run.step, run.seconds))
     if budget.long:
         compile_blocks(model.net, where)
+    update = _update(run, model, optimizers, called, training)
+    batches = Batches(train, training, where)
 
     model.train()
     for step, progress in run.steps():
-        _set_learning_rate(optimizers, training.learning_rate * learning_rate_scale(progress))
-        codes, condition, chance = _batch(train, training, step, where)
+        update.set_rate(training.learning_rate * learning_rate_scale(progress))
+        batch = batches(step)
 
         # Predict the masked tokens.
-        with autocast(where, number_format):
-            loss = model(codes, condition, generator=chance).loss
+        def loss_of(places: torch.Tensor, batch=batch) -> torch.Tensor:
+            codes, condition, chance = batch.part(places)
+            with autocast(where, number_format):
+                return called(codes, condition, generator=chance).loss
 
-        run.require_finite(loss)
-        _step(loss, model, optimizers)
+        loss = update(loss_of, training.batch_size, batch.chosen)
         ema.update(model, step)
 
         run.log(loss=loss)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
             averaged = _averaged(config, training, ema, where)
-            with autocast(where, number_format):
-                run.write_log(held_out_loss=held_out_loss(averaged, unseen))
-                if decode:
-                    images = draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
-                    if progress >= 0.5:  # before that they may be of one colour
-                        run.warn(monochrome_warning(images, decode(train.codes[0, : len(images)])))
+            if ranks.is_first():
+                with autocast(where, number_format):
+                    run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+                    if decode:
+                        images = draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
+                        if progress >= 0.5:  # before that they may be of one colour
+                            run.warn(monochrome_warning(images, decode(train.codes[0, : len(images)])))
 
     averaged = _averaged(config, training, ema, where)
-    with autocast(where, number_format):
-        run.write_log(held_out_loss=held_out_loss(averaged, unseen))
-        if decode:
-            draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
+    if ranks.is_first() and not run.interrupted:
+        with autocast(where, number_format):
+            run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+            if decode:
+                draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
     return averaged, run
 
 
@@ -147,36 +163,40 @@ def train_critic(
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         critic = TokenCritic(config).to(where)
-    model = generator.to(where)
+    model = generator.to(where).requires_grad_(False)
     model.token_critic, model.critic_target = critic, training.critic_target
     model.self_critic = None  # one critic takes the other's place
-    optimizers = _optimizers(critic, config, training)
+    called = ranks.replicated(model)
+    optimizers = _optimizers(critic, config, training, muon=training.muon)
     ema = Ema(critic, training.ema_decay)
 
     run = _run(directory, budget, "critic", config, training, cache)
     run.restore(model=critic, ema=ema, **optimizers)
     if budget.long:
         compile_blocks(model, where)
+    update = _update(run, critic, optimizers, called, training)
+    batches = Batches(train, training, where)
 
     model.train()
     model.net.eval()  # what the critic judges must come from the generator as it will be used
     for step, progress in run.steps():
-        _set_learning_rate(optimizers, training.learning_rate * learning_rate_scale(progress))
-        codes, condition, chance = _batch(train, training, step, where)
+        update.set_rate(training.learning_rate * learning_rate_scale(progress))
+        batch = batches(step)
 
         # Mask, fill with the generator's draws, and tell which codes are wrong.
-        with autocast(where, number_format):
-            loss = model(codes, condition, only_train_critic=True, generator=chance).loss
+        def loss_of(places: torch.Tensor, batch=batch) -> torch.Tensor:
+            codes, condition, chance = batch.part(places)
+            with autocast(where, number_format):
+                return called(codes, condition, only_train_critic=True, generator=chance).loss
 
-        run.require_finite(loss)
-        _step(loss, critic, optimizers)
+        loss = update(loss_of, training.batch_size, batch.chosen)
         ema.update(critic, step)
         run.log(loss=loss)
 
     averaged = TokenCritic(config).to(where)
     ema.copy_to(averaged)
     model.token_critic = averaged
-    model.eval()
+    model.requires_grad_(True).eval()
     return averaged, run
 
 
@@ -232,25 +252,47 @@ def _maskgit(config: TransformerConfig, training: GeneratorTraining) -> MaskGit:
     )
 
 
-def _batch(
-    train: CodeCache, training: GeneratorTraining, step: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Generator]:
-    """Codes (b, h, w), condition (b, f) or None, and the generator for the rest of this step."""
-    generator = step_generator(training.seed, step)
-    versions, count = train.codes.shape[:2]
-    if train.fields and training.balance:
-        first = train.labels[:, 0]
-        weights = first.bincount().clamp(min=1)[first].float() ** -training.balance
-        chosen = torch.multinomial(weights, training.batch_size, replacement=True, generator=generator)
-    else:
-        chosen = batch_indices(training.seed, step, count, training.batch_size)
-    version = torch.randint(versions, (training.batch_size,), generator=generator)
-    condition = train.labels[chosen].to(device) if train.fields else None
-    return train.codes[version, chosen].to(device), condition, generator
+class Batches:
+    """Step -> the grids that all processes train on together, each drawn with its own chance."""
+
+    def __init__(self, train: CodeCache, training: GeneratorTraining, device: torch.device):
+        self.train, self.training, self.device = train, training, device
+        self.balanced = bool(train.fields and training.balance)
+        if self.balanced:
+            first = train.labels[:, 0]
+            weights = first.bincount().clamp(min=1)[first].double() ** -training.balance
+            self.shares = weights.cumsum(0) / weights.sum()  # (n,), rising to 1
+
+    def __call__(self, step: int) -> "Batch":
+        chance = Chance(self.training.seed, step, self.training.batch_size)
+        versions, count = self.train.codes.shape[:2]
+        if self.balanced:
+            drawn = torch.searchsorted(self.shares, chance.rand("sample", dtype=torch.float64))
+            chosen = drawn.clamp(max=count - 1)
+        else:
+            chosen = batch_indices(self.training.seed, step, count, self.training.batch_size)
+        return Batch(self, chosen, chance.randint("version", 0, versions), chance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Which grids a step trains on: `chosen` (b,) of which `version` (b,)."""
+
+    source: Batches
+    chosen: torch.Tensor
+    version: torch.Tensor
+    chance: Chance
+
+    def part(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, Chance]:
+        """Places (p,) in the batch -> codes (p, h, w), condition (p, f) or None, and their chance."""
+        train, device = self.source.train, self.source.device
+        chosen = self.chosen[places]
+        condition = train.labels[chosen].to(device) if train.fields else None
+        return train.codes[self.version[places], chosen].to(device), condition, self.chance.of(places)
 
 
 def _optimizers(
-    module: nn.Module, config: TransformerConfig, training: GeneratorTraining
+    module: nn.Module, config: TransformerConfig, training: GeneratorTraining, *, muon: bool
 ) -> dict[str, torch.optim.Optimizer]:
     """Muon for the matrices inside blocks, AdamW for embeddings, heads, biases and modulations.
 
@@ -258,9 +300,9 @@ def _optimizers(
     16 tokens a feature, and more than it is worth with fewer.
     """
     pays = training.batch_size * config.grid[0] * config.grid[1] >= 16 * config.dim
-    muon = getattr(torch.optim, "Muon", None) if training.muon and pays else None
+    kind = getattr(torch.optim, "Muon", None) if muon and pays else None
     hidden = [p for name, p in module.named_parameters() if ".blocks." in name and p.ndim == 2]
-    chosen = {id(p) for p in hidden} if muon else set()
+    chosen = {id(p) for p in hidden} if kind else set()
     rest = [p for p in module.parameters() if id(p) not in chosen]
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
@@ -271,26 +313,27 @@ def _optimizers(
             fused=rest[0].device.type in ("cpu", "cuda"),  # one pass over memory instead of a dozen
         )
     }
-    if muon:
-        optimizers["muon"] = muon(
+    if kind:
+        optimizers["muon"] = kind(
             hidden, lr=training.learning_rate, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
     return optimizers
 
 
-def _set_learning_rate(optimizers: dict[str, torch.optim.Optimizer], rate: float) -> None:
-    for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-
-
-def _step(loss: torch.Tensor, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> None:
-    for optimizer in optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-    for optimizer in optimizers.values():
-        optimizer.step()
+def _update(
+    run: Run,
+    module: nn.Module,
+    optimizers: dict[str, torch.optim.Optimizer],
+    called: nn.Module,
+    training: GeneratorTraining,
+) -> Update:
+    return Update(
+        run,
+        module,
+        optimizers,
+        called=called if ranks.several() else None,
+        accumulation=training.accumulation,
+    )
 
 
 def _run(
@@ -301,12 +344,18 @@ def _run(
     training: GeneratorTraining,
     cache: CodeCache,
 ) -> Run:
-    identity = {
-        describe: dataclasses.asdict(config),
-        "training": dataclasses.asdict(training),
-        "data": cache.fingerprint,
-    }
-    return Run(directory, budget, describe=describe, identity=identity)
+    return Run(
+        directory,
+        budget,
+        describe=describe,
+        identity={
+            describe: dataclasses.asdict(config),
+            "training": identity_of(training),
+            "data": data_identity(cache.fingerprint, cache.held_out, cache.fields),
+        },
+        defaults={"training": identity_of(GeneratorTraining())},
+        batch_size=training.batch_size,
+    )
 
 
 def _averaged(config: TransformerConfig, training: GeneratorTraining, ema: Ema, device: torch.device) -> MaskGit:

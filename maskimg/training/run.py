@@ -1,124 +1,86 @@
-"""What every training loop needs around its step: a budget, checkpoints, a log, a progress bar, a clean stop.
+"""What every training loop needs around its step: when to stop, checkpoints, a log, a progress bar.
 
-Nothing here is random: a step's randomness comes from `step_generator(seed, step)` and the order of the pictures
-from `batch_indices(seed, step, ...)`, so a run that is stopped and resumed sees what an uninterrupted one sees.
+Nothing here is random: the order of the samples follows from seed and step (`order`), their chance from seed, step and
+place (`noise.Chance`), so a run that is stopped and resumed sees what an uninterrupted one sees.
 """
 
 import dataclasses
 import json
-import shutil
-import signal
+import math
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 from tqdm import tqdm
 
+from maskimg.training import checkpoints, ranks
+from maskimg.training.averages import Ema
+from maskimg.training.budget import Budget, learning_rate_scale
+from maskimg.training.checkpoints import Checkpoints, fill, only_trainer, read_state, tensors_of
+from maskimg.training.errors import TrainingError
+from maskimg.training.guards import NonFinite
+from maskimg.training.order import batch_indices, step_generator
+from maskimg.training.signals import StopSignals
 from vqgan import files
 
+__all__ = [
+    "Budget",
+    "Ema",
+    "Run",
+    "TrainingError",
+    "batch_indices",
+    "data_identity",
+    "identity_of",
+    "learning_rate_scale",
+    "step_generator",
+]
+
 CHECKPOINT_SECONDS = 60.0
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """How long to train: a number of steps, of minutes spent in the loop, or whichever ends first."""
-
-    steps: int | None = None
-    minutes: float | None = None
-
-    def __post_init__(self):
-        if self.steps is None and self.minutes is None:
-            raise ValueError("a budget needs steps or minutes")
-
-    @property
-    def long(self) -> bool:
-        """Whether half a minute of compiling is well spent."""
-        return (self.minutes or 0) > 3 or (self.steps or 0) > 1000
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The share used up, 0 to 1."""
-        by_steps = step / self.steps if self.steps else float(self.steps == 0)
-        by_time = seconds / (60 * self.minutes) if self.minutes else float(self.minutes == 0)
-        return min(1.0, max(by_steps, by_time))
-
-
-def learning_rate_scale(progress: float, *, warmup: float = 0.02, cooldown: float = 0.4) -> float:
-    """Warm-up, constant, linear cool-down to zero: most of a short run's loss falls in the cool-down."""
-    return min(1.0, (progress + 1e-3) / warmup, max(0.0, 1 - progress) / cooldown)
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one training step, the same whenever it is run."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-
-
-def batch_indices(seed: int, step: int, count: int, batch_size: int) -> torch.Tensor:
-    """Which of `count` samples step `step` trains on: (batch_size,) int64, each once an epoch, reshuffled."""
-    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
-    indices = torch.empty_like(positions)
-    for epoch in (positions // count).unique().tolist():
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7_919 + epoch))
-        here = positions // count == epoch
-        indices[here] = order[positions[here] % count]
-    return indices
-
-
-class Ema:
-    """Exponential moving average of a module's weights, with a ramp so that short runs profit too.
-
-    Buffers are copied: a codebook that moves by averages is one already, and averaged again its restarted codes would
-    lie between where they were and where they are.
-    """
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
-        self.averaged = {name for name, _ in module.named_parameters()}
-        self.shadow = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in module.state_dict().items():
-            if name in self.averaged:
-                self.shadow[name].lerp_(tensor, 1 - decay)
-            else:
-                self.shadow[name].copy_(tensor)
-
-    def copy_to(self, module: nn.Module) -> None:
-        module.load_state_dict(self.shadow)
+LOG_EVERY = 50  # steps
 
 
 class Run:
     """One stage of training in a directory: `steps()` drives the loop.
 
-        run = Run(directory, budget, describe="tokenizer")
+        run = Run(directory, budget, describe="tokenizer", identity=...)
         run.restore(model=model, ema=ema, optimizer=optimizer)
         for step, progress in run.steps():
             ...
             run.log(loss=loss)
 
-    Checkpoints are written every minute, when the loop is stopped (SIGINT, SIGTERM) and at the end.
+    Checkpoints are written every minute, when the loop is stopped (SIGINT, SIGTERM, SIGUSR1) and at the end. With
+    several processes each has a Run; the first alone writes and logs, and all stop at the same step.
+
+    Args:
+        identity: what must not change between a stop and its continuation, as JSON.
+        defaults: the values of what older checkpoints' identities do not name, because it did not exist yet.
+        batch_size: samples a step, to tell how many the run has seen.
     """
 
-    def __init__(self, directory: str | Path, budget: Budget, *, describe: str, identity: dict[str, Any]):
+    def __init__(
+        self,
+        directory: str | Path,
+        budget: Budget,
+        *,
+        describe: str,
+        identity: dict[str, Any],
+        defaults: dict[str, Any] | None = None,
+        batch_size: int = 1,
+    ):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.budget, self.describe = budget, describe
-        # What must not change between a stop and its continuation, as JSON reads it back.
+        self.checkpoints = Checkpoints(self.directory / "checkpoints")
+        self.budget, self.describe, self.batch_size = budget, describe, batch_size
         self.identity = json.loads(json.dumps(identity))
+        self.defaults = json.loads(json.dumps(defaults or {}))
         self.step, self.seconds = 0, 0.0
         self.stopped = False
-        self._state: dict[str, Any] = {}
+        self.nonfinite = NonFinite(self.directory, describe, self.warn)
+        self._state: dict[str, checkpoints.Part] = {}
+        self._saved: int | None = None
         self._pending: dict[str, list[torch.Tensor]] = {}
         self._bar: tqdm | None = None
 
@@ -126,93 +88,128 @@ class Run:
     def finished(self) -> bool:
         return self.budget.progress(self.step, self.seconds) >= 1
 
+    @property
+    def interrupted(self) -> bool:
+        """Stopped before its end, so that whatever takes time can wait for the continuation."""
+        return self.stopped and not self.finished
+
+    @property
+    def samples(self) -> int:
+        """Samples seen so far."""
+        return self.step * self.batch_size
+
     def restore(self, **state: Any) -> bool:
         """Continue from the newest whole checkpoint, if there is one. `state`: modules, optimizers, EMAs by name.
 
         Raises:
-            ModelError: the checkpoint belongs to other settings or other data.
+            ModelError: the checkpoint belongs to other settings or other data, or lacks a part.
         """
         self._state = state
-        for directory in sorted(self._checkpoints(), reverse=True):
-            try:
-                files.verify(directory)
-            except files.ModelError as error:
-                print(f"skipping a checkpoint: {error}")
-                continue
-            self._load(directory)
-            return True
-        return False
+        newest = ranks.of_first(self.checkpoints.newest() if ranks.is_first() else None)
+        if newest is None:
+            return False
+        self._load(newest)
+        return True
 
     def steps(self) -> Iterator[tuple[int, float]]:
-        """Yield (step, progress in [0, 1)) until the budget is used up or the run is stopped."""
+        """Yield (step, progress in [0, 1)) until the budget is used up or the run is stopped.
+
+        Raises:
+            TrainingError: another process trains in the directory, or the last checkpoint cannot be written.
+        """
         saved = last = time.perf_counter()
-        with torch.random.fork_rng(), _StopSignals() as signals, self._progress_bar() as self._bar:
-            while not self.finished and not signals.received:
-                # Dropout and a codebook's restarts draw from torch's own generator: its state is the step's, too.
-                torch.manual_seed(self.step)
+        with torch.random.fork_rng(), self._alone(), StopSignals() as signals, self._progress_bar() as self._bar:
+            stop, _ = self._agree(signals.received, False)
+            while not self.finished and not stop:
+                self.seed_torch()
                 yield self.step, self.budget.progress(self.step, self.seconds)
                 self.step += 1
                 now = time.perf_counter()
                 self.seconds += now - last
                 last = now
                 self._show()
-                if now - saved > CHECKPOINT_SECONDS:
-                    self.save()
+                stop, due = self._agree(signals.received, now - saved > CHECKPOINT_SECONDS)
+                if due and not stop and not self.finished:
+                    self._save_on_the_way()
                     saved = last = time.perf_counter()
             self.save()
             if self._pending:
                 self.write_log()
-            self.stopped = signals.received
+            self.stopped = stop
         self._bar = None
+
+    def seed_torch(self) -> None:
+        """Dropout and a codebook's restarts draw from torch's own generator: its state is the step's, too."""
+        torch.manual_seed(self.step + (ranks.rank() << 40))
 
     def log(self, **values: torch.Tensor | float) -> None:
         """Collect a step's figures; a line with their means is written every fiftieth step."""
+        if not ranks.is_first():
+            return
         for name, value in values.items():
             self._pending.setdefault(name, []).append(torch.as_tensor(value).detach())
-        if self.step % 50 == 49:
+        if self.step % LOG_EVERY == LOG_EVERY - 1:
             self.write_log()
 
     def warn(self, sentence: str | None) -> None:
         """Print a warning above the progress bar and put it into the log; None is no warning."""
-        if sentence:
+        if sentence and ranks.is_first():
             tqdm.write(f"warning at step {self.step}: {sentence}", file=sys.stderr)
             self.write_log(warning=sentence)
 
-    def require_finite(self, loss: torch.Tensor) -> None:
-        """Raises: TrainingError where the loss is not a finite number, before it can reach the weights."""
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the {self.describe}'s loss became {loss.item()} at step {self.step}: lower the learning rate, or use "
-                f"`--dtype fp32`; the last checkpoint in `{self.directory}` is good"
-            )
-
     def write_log(self, **extra: Any) -> None:
         """Append one JSON line: step, seconds, means since the last line, and `extra`."""
-        means = {name: torch.stack([v.float().cpu() for v in vs]).mean().item() for name, vs in self._pending.items()}
+        if not ranks.is_first():
+            return
+        means = {name: _mean(values) for name, values in self._pending.items()}
         self._pending.clear()
         line = {"step": self.step, "seconds": round(self.seconds, 1), **means, **extra}
+        if self.nonfinite.skipped:
+            line["skipped"] = len(self.nonfinite.skipped)
         with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self._bar is not None:
-            shown = {name: f"{value:.3f}" for name, value in means.items()}
+            shown = {name: f"{value:.3f}" for name, value in means.items() if value is not None}
             self._bar.set_postfix(shown, refresh=False)
 
     def save(self) -> None:
-        """Write a checkpoint, whole or not at all, and only then drop the older ones."""
-        older = self._checkpoints()
-        target = self.directory / "checkpoints" / f"step-{self.step:09d}"
-        with files.atomic_directory(target) as directory:
-            for name, part in self._state.items():
-                save_file(_tensors(part), directory / f"{name}.safetensors")
-            state = {"format": 1, "step": self.step, "seconds": self.seconds, "identity": self.identity}
-            files.write_json(directory / "state.json", state)
-        for directory in older:
-            if directory != target:
-                shutil.rmtree(directory, ignore_errors=True)
+        """Write a checkpoint, whole or not at all, and only then drop older ones.
+
+        Raises:
+            TrainingError: it cannot be written; the one before it is left.
+        """
+        if self._saved == self.step:
+            return
+        parts = {name: tensors_of(part) for name, part in self._state.items()}
+        problem = None
+        if ranks.is_first():
+            try:
+                self.checkpoints.write(self.step, parts, self._about(), keep=1 if self.finished else checkpoints.KEPT)
+            except TrainingError as error:
+                problem = error
+        (failed,) = ranks.highest(problem is not None)
+        if failed:
+            raise problem or TrainingError("the first process could not write its checkpoint")
+        self._saved = self.step
+
+    def _save_on_the_way(self) -> None:
+        """A disk that is full now may have room in a minute; only at the end it is too late."""
+        try:
+            self.save()
+        except TrainingError as error:
+            self.warn(f"{error}; training goes on, and it is tried again in a minute")
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds,
+            "samples": self.samples,
+            "skipped": self.nonfinite.skipped,
+            "identity": self.identity,
+        }
 
     def _load(self, directory: Path) -> None:
-        about = files.read_json(directory / "state.json")
-        changed = _difference(about["identity"], self.identity)
+        about = read_state(directory)
+        changed = _difference(_completed(about["identity"], self.defaults, self.identity), self.identity)
         if changed:
             name, before, now = changed
             raise files.ModelError(
@@ -220,16 +217,27 @@ class Run:
                 "use the same settings and pictures to continue it, or another --out to start anew"
             )
         for name, part in self._state.items():
-            _fill(part, load_file(directory / f"{name}.safetensors"))
+            fill(part, directory / f"{name}.safetensors")
         self.step, self.seconds = about["step"], about["seconds"]
+        self.nonfinite.skipped = about["skipped"]
+        self._saved = self.step
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.directory / "checkpoints").glob("step-*"))
+    def _alone(self):
+        return only_trainer(self.directory, active=ranks.is_first())
+
+    def _agree(self, stop: bool, due: bool) -> tuple[bool, bool]:
+        """Stop where anyone was asked to; it is the first process's clock that counts."""
+        first = ranks.is_first()
+        stop_somewhere, due_there, self.seconds = ranks.highest(stop, due and first, self.seconds if first else 0.0)
+        return bool(stop_somewhere), bool(due_there)
 
     def _progress_bar(self) -> tqdm:
         total = self.budget.steps if self.budget.minutes is None else None
         layout = "{desc}: {bar} {postfix}" if total is None else None
-        bar = tqdm(total=total or 1.0, desc=self.describe, bar_format=layout, mininterval=1.0, dynamic_ncols=True)
+        bar = tqdm(
+            total=total or 1.0, desc=self.describe, bar_format=layout, mininterval=1.0, dynamic_ncols=True,
+            disable=not ranks.is_first(),
+        )  # fmt: skip
         bar.n = self.step if total else self.budget.progress(self.step, self.seconds)
         return bar
 
@@ -249,52 +257,34 @@ class Run:
         bar.update(self.budget.progress(self.step, self.seconds) - bar.n)
 
 
-class _StopSignals:
-    """While active, SIGINT and SIGTERM only set `received`; a second SIGINT interrupts at once."""
-
-    def __init__(self):
-        self.received = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, frame):
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
+def identity_of(training: Any) -> dict[str, Any]:
+    """A dataclass of settings, but for those that change no result."""
+    return {name: value for name, value in dataclasses.asdict(training).items() if name != "accumulation"}
 
 
-def _tensors(part: nn.Module | torch.optim.Optimizer | Ema) -> dict[str, torch.Tensor]:
-    if isinstance(part, Ema):
-        tensors = part.shadow
-    elif isinstance(part, nn.Module):
-        tensors = part.state_dict()
-    else:
-        state = part.state_dict()["state"]
-        tensors = {f"{i}.{key}": torch.as_tensor(value) for i, values in state.items() for key, value in values.items()}
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+def data_identity(fingerprint: str, held_out: torch.Tensor, fields: dict[str, list[str]]) -> dict[str, Any]:
+    """What a run was trained on, so that a refusal can say what has changed."""
+    labels = {name: len(names) for name, names in fields.items()}
+    counts = {"pictures": len(held_out), "held_out": int(held_out.sum()), "labels": labels}
+    return {**counts, "fingerprint": fingerprint}
 
 
-def _fill(part: nn.Module | torch.optim.Optimizer | Ema, tensors: dict[str, torch.Tensor]) -> None:
-    if isinstance(part, Ema):
-        for name, tensor in tensors.items():
-            part.shadow[name].copy_(tensor)
-    elif isinstance(part, nn.Module):
-        part.load_state_dict(tensors)
-    else:
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+def _mean(values: list[torch.Tensor]) -> float | None:
+    """Of what is finite: a skipped step must not hide the others, and JSON knows no NaN."""
+    numbers = torch.stack([value.float().cpu() for value in values])
+    mean = numbers[numbers.isfinite()].mean().item()
+    return mean if math.isfinite(mean) else None
+
+
+def _completed(before: Any, defaults: Any, now: Any) -> Any:
+    """An older checkpoint's identity in today's terms: what it does not name has its default, and data had no count."""
+    if isinstance(before, str) and isinstance(now, dict) and "fingerprint" in now:
+        return now if before == now["fingerprint"] else {**now, "fingerprint": before}
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return before
+    given = defaults if isinstance(defaults, dict) else {}
+    names = before.keys() | (given.keys() & now.keys())
+    return {name: _completed(before.get(name, given.get(name)), given.get(name), now.get(name)) for name in names}
 
 
 def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,8 +11,11 @@ from tqdm import tqdm
 from maskimg.evaluate import train_judge
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.metrics import codebook_warning, monochrome_warning
+from maskimg.noise import Chance, Source, rand
 from maskimg.pictures import Pictures, move
-from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
+from maskimg.training import ranks
+from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
+from maskimg.training.update import Update
 from vqgan import Tokenizer, TokenizerConfig
 from vqgan.discriminator import (
     LeCam,
@@ -38,7 +42,10 @@ class TokenizerTraining:
     """How a tokenizer is trained.
 
     Attributes:
-        batch_size: pictures per step.
+        batch_size: pictures per step, over all processes.
+        accumulation: parts that each process computes its share of them in, where memory is short. Pixel and
+            adversarial losses stay the same; what looks at a batch as a whole (the scale of the perceptual loss, a
+            learned codebook's averages, LeCam's) then looks at a part.
         learning_rate, weight_decay: AdamW's.
         perceptual: whose features the perceptual loss compares: those of a `random` network, of a `classifier`
             trained first on the same labelled pictures (sharper where there are labels), or of networks whose weights
@@ -56,6 +63,7 @@ class TokenizerTraining:
     """
 
     batch_size: int = 64
+    accumulation: int = 1
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     perceptual: str = "random"
@@ -115,12 +123,22 @@ def train_tokenizer(
         model = Tokenizer(config).to(where)
         discriminator = PatchDiscriminator().to(where)
     lecam, watchdog, usage = LeCam().to(where), Watchdog(), CodeUsage(model.vocab_size).to(where)
-    optimizer = _adamw(model, training)
-    opponent = _adamw(discriminator, training)
+    called = ranks.replicated(model)
+    optimizer, opponent = _adamw(model, training), _adamw(discriminator, training)
     ema = Ema(model, training.ema_decay)
 
-    identity = {"tokenizer": dataclasses.asdict(config), "training": dataclasses.asdict(training)}
-    run = Run(directory, budget, describe="tokenizer", identity={**identity, "data": pictures.fingerprint})
+    run = Run(
+        directory,
+        budget,
+        describe="tokenizer",
+        identity={
+            "tokenizer": dataclasses.asdict(config),
+            "training": identity_of(training),
+            "data": data_identity(pictures.fingerprint, pictures.held_out, pictures.fields),
+        },
+        defaults={"training": identity_of(TokenizerTraining())},
+        batch_size=training.batch_size,
+    )
     run.restore(
         model=model,
         ema=ema,
@@ -132,72 +150,94 @@ def train_tokenizer(
         usage=usage,
     )
     shown = int(10 * run.budget.progress(run.step, run.seconds))
-    perceptual = _perceptual(pictures, training).to(where)
+    perceptual = ranks.as_first_has(_perceptual(pictures, training).to(where))
+    parallel = called if ranks.several() else None
+    update = Update(run, model, {"optimizer": optimizer}, called=parallel, accumulation=training.accumulation)
+    update_opponent = Update(run, discriminator, {"opponent": opponent}, accumulation=training.accumulation, clip=None)
 
     model.train()
     for step, progress in run.steps():
-        scale = learning_rate_scale(progress)
-        for group in (*optimizer.param_groups, *opponent.param_groups):
-            group["lr"] = training.learning_rate * scale
+        rate = training.learning_rate * learning_rate_scale(progress)
+        update.set_rate(rate)
+        update_opponent.set_rate(rate)
+        chosen = batch_indices(training.seed, step, len(pixels), training.batch_size)
+        chance = Chance(training.seed, step, training.batch_size)
+        weight = 0.0 if watchdog.paused else training.adversarial_weight_at(progress)
+        kept: list[Reconstructed] = []
 
-        # A batch, mirrored and moved at random.
-        generator = step_generator(training.seed, step)
-        indices = batch_indices(training.seed, step, len(pixels), training.batch_size)
-        images = normalize(augment(pixels[indices], training, generator)).to(where)
+        def loss_of(places: torch.Tensor, chosen=chosen, chance=chance, weight=weight, kept=kept) -> torch.Tensor:
+            # A part of the batch, mirrored and moved at random.
+            own = chance.of(places)
+            images = normalize(augment(pixels[chosen[places]], training, own)).to(where)
 
-        # Reconstruct, and compare pixels, edges and features.
-        with autocast(where, number_format):
-            reconstructions, codes, commitment = model(images)
-            pixel_loss = reconstruction_loss(reconstructions, images)
-            loss = pixel_loss + commitment
-            if training.perceptual_weight:
-                loss = loss + training.perceptual_weight * perceptual(reconstructions, images)
-            weight = training.adversarial_weight_at(progress)
-            if training.adversarial_weight and not watchdog.look(pixel_loss.item()):
-                weight = 0.0
-            if weight:
-                loss = loss + weight * adversarial_loss(discriminator(reconstructions))
+            # Reconstruct, and compare pixels, edges and features.
+            with autocast(where, number_format):
+                reconstructions, codes, commitment = called(images)
+                pixel_loss = reconstruction_loss(reconstructions, images)
+                loss = pixel_loss + commitment
+                if training.perceptual_weight:
+                    loss = loss + training.perceptual_weight * perceptual(reconstructions, images)
+                if weight:
+                    loss = loss + weight * adversarial_loss(discriminator(reconstructions))
+            kept.append(Reconstructed(images, reconstructions.detach(), codes, own.share * pixel_loss.detach()))
+            return own.share * loss
 
-        run.require_finite(loss)
-        figures: dict[str, torch.Tensor | float] = {"loss": loss, "pixel_loss": pixel_loss}
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        loss = update(loss_of, training.batch_size, chosen)
         ema.update(model, step)
+        kept = kept[-update.accumulation :]  # those of the attempt that fitted into memory
+        pixel_loss = ranks.total(torch.stack([part.pixel_loss for part in kept]).sum())
+        figures: dict[str, torch.Tensor | float] = {"loss": loss, "pixel_loss": pixel_loss}
 
         # Let the discriminator catch up; it goes on learning while it is paused.
         if training.adversarial_weight_at(progress):
-            with autocast(where, number_format):
-                real, fake = discriminator(images), discriminator(reconstructions.detach())
-                opponent_loss = discriminator_loss(real, fake)
-                if training.discriminator_check == "lecam":
-                    opponent_loss = opponent_loss + 0.01 * lecam(real, fake)
-            if training.discriminator_check == "r1" and step % R1_EVERY == 0:
-                opponent_loss = opponent_loss + R1_EVERY * r1_penalty(discriminator, images)
-            opponent.zero_grad(set_to_none=True)
-            opponent_loss.backward()
-            opponent.step()
+            watchdog.look(pixel_loss.item())
+            images = torch.cat([part.images for part in kept])
+            restored = torch.cat([part.reconstructions for part in kept])
+
+            def opponent_loss_of(places: torch.Tensor, step=step, images=images, restored=restored) -> torch.Tensor:
+                own = (places - ranks.rank()) // ranks.world()  # where this process has them
+                with autocast(where, number_format):
+                    real, fake = discriminator(images[own]), discriminator(restored[own])
+                    loss = discriminator_loss(real, fake)
+                    if training.discriminator_check == "lecam":
+                        loss = loss + 0.01 * lecam(real, fake)
+                if training.discriminator_check == "r1" and step % R1_EVERY == 0:
+                    loss = loss + R1_EVERY * r1_penalty(discriminator, images[own])
+                return len(places) / training.batch_size * loss
+
+            opponent_loss = update_opponent(opponent_loss_of, training.batch_size, chosen)
             figures |= {"discriminator_loss": opponent_loss, "discriminator_paused": float(watchdog.paused)}
 
-        usage.add(codes)
+        for part in kept:
+            usage.add(part.codes)
         run.log(**figures, codes_used=usage.share, codes_entropy=usage.entropy)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
             if progress >= 0.3:  # every training begins so
                 run.warn(codebook_warning(usage.share, usage.entropy, model.vocab_size, counted=usage.counted))
-                run.warn(monochrome_warning(reconstructions.detach(), images))
-            write_reconstructions(_averaged(model, ema), unseen, run.directory / "reconstructions.png")
+                run.warn(monochrome_warning(kept[-1].reconstructions, kept[-1].images))
+            if ranks.is_first():
+                write_reconstructions(_averaged(model, ema), unseen, run.directory / "reconstructions.png")
 
     model = _averaged(model, ema)
-    write_reconstructions(model, unseen, run.directory / "reconstructions.png")
+    if ranks.is_first() and not run.interrupted:
+        write_reconstructions(model, unseen, run.directory / "reconstructions.png")
     return model, run
 
 
-def augment(pixels: torch.Tensor, training: TokenizerTraining, generator: torch.Generator) -> torch.Tensor:
+class Reconstructed(NamedTuple):
+    """A part of a batch and what came back: images (b, 3, H, W) twice, codes (b, h, w), its summand of the loss ()."""
+
+    images: torch.Tensor
+    reconstructions: torch.Tensor
+    codes: torch.Tensor
+    pixel_loss: torch.Tensor
+
+
+def augment(pixels: torch.Tensor, training: TokenizerTraining, generator: Source) -> torch.Tensor:
     """uint8 (b, 3, H, W) -> the same, mirrored and moved at random."""
     if training.flip:
-        mirrored = torch.rand(len(pixels), generator=generator) < 0.5
+        mirrored = rand(generator, "mirror", (len(pixels),)) < 0.5
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
     return move(pixels, training.shift, generator) if training.shift else pixels
 
@@ -234,7 +274,7 @@ def _perceptual(pictures: Pictures, training: TokenizerTraining) -> nn.Module:
         classes,
         training.classifier_steps,
         seed=training.seed + 1,
-        progress=tqdm,
+        progress=tqdm if ranks.is_first() else None,
     )
     return Perceptual(judge.classifier.stages)
 

@@ -1,0 +1,130 @@
+"""From a loss to new weights: parts of a batch, gradients over all processes, clipping, guards, optimizers.
+
+The loss of a part is its summand of the whole batch's loss, so that neither the number of parts nor that of processes
+changes what is learnt, but for the rounding of sums.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from maskimg.training import guards, ranks
+from maskimg.training.order import parts
+from maskimg.training.run import Run
+
+CLIP = 1.0
+
+
+class Update:
+    """One module's updates.
+
+    Args:
+        module: whose gradients are clipped; the optimizers hold its parameters.
+        called: what the losses call in its place, where that is another (`ranks.replicated`).
+        accumulation: parts that each process splits its share of a batch into; doubled when memory runs out.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        module: nn.Module,
+        optimizers: dict[str, torch.optim.Optimizer],
+        *,
+        called: nn.Module | None = None,
+        accumulation: int = 1,
+        clip: float | None = CLIP,
+    ):
+        self.run, self.module, self.optimizers, self.clip = run, module, optimizers, clip
+        self.called = called
+        self.accumulation = accumulation
+
+    def set_rate(self, rate: float) -> None:
+        """The learning rate of all optimizers."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def __call__(
+        self, loss_of: Callable[[torch.Tensor], torch.Tensor], size: int, samples: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Places in a batch (b,) -> their summand of the batch's loss: make a step, and return the batch's loss ().
+
+        Args:
+            size: samples in the whole batch; `samples`: which those are, for whoever looks for a bad one.
+
+        Raises:
+            TrainingError: too many steps were skipped, or memory is too small for a single sample.
+        """
+        loss = self._gradients(loss_of, size)
+        norm = self._clipped()
+        about = {"loss": loss, "gradient_norm": norm, "learning_rate": self.rate, "samples": samples}
+        finite = loss.isfinite() & norm.isfinite()
+        if self._skips_on_device(loss.device):
+            self._step_where(finite)
+            self.run.nonfinite.watch(finite, self.run.step, about)
+        elif finite:
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+        else:
+            self.run.nonfinite.skip(self.run.step, about)
+        return loss
+
+    @property
+    def rate(self) -> float:
+        return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
+
+    def _gradients(self, loss_of: Callable[[torch.Tensor], torch.Tensor], size: int) -> torch.Tensor:
+        while True:
+            failure = None
+            try:
+                return self._accumulated(loss_of, size)
+            except (RuntimeError, MemoryError) as error:
+                if not guards.memory_ran_out(error):
+                    raise
+                failure = str(error)
+            # Outside of `except`, which would hold on to all that the step had made.
+            if failure is not None:
+                self.accumulation, sentence = guards.more_parts(size, self.accumulation, self.run.describe)
+                self.run.warn(sentence)
+                self.run.seed_torch()
+
+    def _accumulated(self, loss_of: Callable[[torch.Tensor], torch.Tensor], size: int) -> torch.Tensor:
+        """Leave the whole batch's gradient in the parameters; returns its loss."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        losses = []
+        mine = parts(size, ranks.rank(), ranks.world(), self.accumulation)
+        for part in mine:
+            with self._exchange(last=part is mine[-1]):
+                loss = loss_of(part)
+                # Means over the processes are sums of what each has.
+                (loss * ranks.world() if self.called is not None else loss).backward()
+            losses.append(loss.detach())
+        if self.called is None:
+            ranks.add_gradients(self.module)
+        return ranks.total(torch.stack(losses).sum() if len(losses) > 1 else losses[0])
+
+    def _exchange(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged once a step, with the last part's."""
+        if isinstance(self.called, DistributedDataParallel) and not last:
+            return self.called.no_sync()
+        return contextlib.nullcontext()
+
+    def _clipped(self) -> torch.Tensor:
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        return ranks.whole(nn.utils.clip_grad_norm_(parameters, self.clip or torch.inf))
+
+    def _skips_on_device(self, device: torch.device) -> bool:
+        """Whether looking at a number would make the host wait, and the optimizers can do without."""
+        fused = all(getattr(o, "_step_supports_amp_scaling", False) for o in self.optimizers.values())
+        return device.type == "cuda" and fused
+
+    def _step_where(self, finite: torch.Tensor) -> None:
+        """A step that the fused kernels leave out where `finite` is not true, without asking the host."""
+        for optimizer in self.optimizers.values():
+            optimizer.found_inf = 1 - finite.float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
