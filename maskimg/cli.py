@@ -172,7 +172,7 @@ def encode(parser: Parser, arguments: list[str]) -> None:
 
     from maskimg.codes import encode_pictures
     from maskimg.hardware import pick_device
-    from maskimg.pictures import list_folder, read_pictures
+    from maskimg.pictures import list_pictures, read_pictures
     from maskimg.training.folder import working_directory
     from vqgan import Tokenizer
 
@@ -181,7 +181,7 @@ def encode(parser: Parser, arguments: list[str]) -> None:
         raise Refused(f"--size must be a multiple of the tokenizer's stride {tokenizer.stride}, --versions 1 or more")
     work = working_directory(Path(given.out))
     pictures = read_pictures(
-        list_folder(given.folder), given.size, work / "pictures", max_bad=given.max_bad, progress=tqdm
+        list_pictures(given.folder), given.size, work / "pictures", max_bad=given.max_bad, progress=tqdm
     )
     _say_bad(work / "pictures" / "bad.txt")
     cache = encode_pictures(tokenizer, pictures, given.out, versions=given.versions, flip=given.flip, progress=tqdm)
@@ -353,11 +353,12 @@ def _pictures_to_measure(given: Namespace, size: int, stride: int) -> Any:
 
     from tqdm import tqdm
 
-    from maskimg.pictures import list_folder, read_pictures, subset
+    from maskimg.listing import subset
+    from maskimg.pictures import list_pictures, read_pictures
     from maskimg.training.folder import usual_side
 
-    listing = list_folder(given.folder)
-    size = given.size or size or max(1, min(usual_side(listing.paths), 256) // stride) * stride
+    listing = list_pictures(given.folder)
+    size = given.size or size or max(1, min(usual_side(listing), 256) // stride) * stride
     if size % stride:
         raise Refused(f"--size must be a multiple of the tokenizer's stride {stride}, got {size}")
     training = MOST_TRAINING if given.classifier_steps and listing.fields else FEW_TRAINING
@@ -600,11 +601,11 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
         found = read_codes(given.codes)
         count, labelled, usual = found.codes.shape[1], bool(found.fields), 0
     else:
-        from maskimg.pictures import list_folder
+        from maskimg.pictures import list_pictures
         from maskimg.training.folder import usual_side
 
-        found = list_folder(given.folder)
-        count, labelled, usual = len(found.paths), bool(found.fields), usual_side(found.paths)
+        found = list_pictures(given.folder)
+        count, labelled, usual = len(found), bool(found.fields), usual_side(found)
     plan = plan_for(count, usual, preset=given.preset, labelled=labelled, minutes=given.minutes, size=given.size)
     parser.set_defaults(dataclasses.asdict(plan))
     given = parser.parse_args(arguments)
@@ -670,7 +671,7 @@ def _png_path(text: str, option: str = "--out") -> Path:
 def _say_plan(listing: Any, plan: Any, work: Path) -> None:
     labels = ", ".join(f"{len(names)} x {field}" for field, names in listing.fields.items()) or "no labels"
     minutes = sum(b.minutes or 0 for b in (plan.tokenizer_budget, plan.generator_budget, plan.critic_budget))
-    print(f"{len(listing.paths)} pictures ({labels}), {int(listing.held_out.sum())} of them held out")
+    print(f"{len(listing)} pictures ({labels}), {int(listing.held_out.sum())} of them held out")
     print(
         f"plan: {plan.size} pixels, {plan.grid[0]}x{plan.grid[1]} tokens, {plan.tokenizer.vocab_size} codes, generator "
         f"{plan.generator.depth} x {plan.generator.dim}; about {minutes:.0f} minutes; logs and sheets in {work}"
