@@ -11,7 +11,7 @@ from maskimg import __version__
 
 COMMANDS = {
     "demo": "open the browser demo",
-    "train": "a folder of pictures -> a model that the demo opens",
+    "train": "a folder or archive of pictures -> a model that the demo opens",
     "train-tokenizer": "only the first stage: pictures -> tokenizer",
     "encode": "only the second stage: pictures and tokenizer -> codes",
     "train-generator": "only the third stage: codes and tokenizer -> generator, critic and model",
@@ -20,11 +20,16 @@ COMMANDS = {
     "reconstruct": "a picture through the tokenizer and back",
     "eval-tokenizer": "how well a tokenizer keeps a folder of pictures",
     "convert": "another project's tokenizer, or its generator with its tokenizer -> maskimg's",
+    "check-data": "what a source of pictures holds, and which files cannot be read",
     "doubts": "where a model's critic doubts a picture, as a heat-map",
     "info": "what a model can do, or how a picture was made",
 }
 
 
+SOURCE = (
+    "folder of pictures, .zip or .tar archive, shards as s-{000..127}.tar, hf://owner/name, or "
+    "torchvision://NAME?root=DIR"
+)
 # How many training pictures `eval-tokenizer` reads: to train a classifier with, and only to count codes over.
 MOST_TRAINING, FEW_TRAINING = 10_000, 4_000
 
@@ -159,7 +164,7 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
 
 
 def encode(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("folder", type=str, help="folder of pictures")
+    parser.add_argument("folder", type=str, help=SOURCE)
     parser.add_argument("tokenizer", type=str, help="tokenizer or model directory")
     parser.add_argument("--out", type=str, required=True, help="directory to write the codes to")
     parser.add_argument("--size", type=int, required=True, help="side of the pictures in pixels")
@@ -287,7 +292,7 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
 
 def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("tokenizer", type=str, help="tokenizer, or a model that holds one: bundled, directory or hub")
-    parser.add_argument("folder", type=str, help="folder of pictures; labels make more figures possible")
+    parser.add_argument("folder", type=str, help=f"{SOURCE}; labels make more figures possible")
     parser.add_argument("--count", type=int, default=5000, help="at most so many held-out pictures are measured")
     parser.add_argument(
         "--held-out",
@@ -469,6 +474,29 @@ def _check_out(out: Path) -> None:
         raise Refused(f"`{out}` exists and is no model directory of maskimg's: choose a new one")
 
 
+def check_data(parser: Parser, arguments: list[str]) -> int:
+    parser.add_argument("source", type=str, help=SOURCE)
+    parser.add_argument("--jobs", type=int, help="pictures decoded at a time; if not given, one for each core")
+    parser.add_argument("--out", type=str, help="text file to write: what cannot be read and why, a line each")
+    given = parser.parse_args(arguments)
+    if given.jobs is not None and given.jobs < 1:
+        raise Refused(f"--jobs must be 1 or more, got {given.jobs}")
+    if given.out and Path(given.out).is_dir():
+        raise Refused(f"--out must name a file, and `{given.out}` is a folder")
+    from tqdm import tqdm
+
+    from maskimg.check import check_pictures, describe
+    from maskimg.pictures import list_pictures, write_bad
+
+    report = check_pictures(list_pictures(given.source), jobs=given.jobs, progress=tqdm)
+    print(describe(report))
+    if given.out:
+        Path(given.out).parent.mkdir(parents=True, exist_ok=True)
+        write_bad(report.bad, Path(given.out))
+        print(f"done: {len(report.bad)} lines in {given.out}")
+    return 1 if report.bad else 0
+
+
 def doubts(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to judge")
     _add_model(parser)
@@ -579,7 +607,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     from maskimg.training.folder import PRESETS, Plan, plan_for
 
     if not codes:
-        parser.add_argument("folder", type=str, help="folder of pictures; subfolders or a labels.csv become labels")
+        parser.add_argument("folder", type=str, help=f"{SOURCE}; subfolders or a labels.csv become labels")
         parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
         parser.add_argument("--licence", type=str, help="of the pictures; kept with the model")
     parser.add_argument("--out", type=str, required=True, help=out)
