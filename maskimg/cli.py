@@ -170,42 +170,57 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--size", type=int, required=True, help="side of the pictures in pixels")
     parser.add_argument("--versions", type=int, default=4, help="how often each picture is encoded, moved a little")
     parser.add_argument("--flip", action="store_true", help="mirror every second version")
+    parser.add_argument("--crops", type=int, help="instead: the whole picture, and so many random crops less one")
+    parser.add_argument("--flips", action="store_true", help="each crop mirrored as well")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args(arguments)
+    import time
+
     from tqdm import tqdm
 
-    from maskimg.codes import encode_pictures
+    from maskimg.codes import encode_pictures, require_same_codes
+    from maskimg.crops import Crops
     from maskimg.hardware import pick_device
     from maskimg.pictures import list_pictures, read_pictures
     from maskimg.training.folder import working_directory
     from vqgan import Tokenizer
 
     tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(pick_device(given.device))
-    if given.size % tokenizer.stride or given.versions < 1:
+    if given.size < 1 or given.size % tokenizer.stride or given.versions < 1:
         raise Refused(f"--size must be a multiple of the tokenizer's stride {tokenizer.stride}, --versions 1 or more")
-    work = working_directory(Path(given.out))
-    pictures = read_pictures(
-        list_pictures(given.folder), given.size, work / "pictures", max_bad=given.max_bad, progress=tqdm
-    )
+    if given.flips and given.crops is None:
+        raise Refused("--flips goes with --crops; with --versions, give --flip")
+    out = Path(given.out)
+    _check_out(out)
+    crops = Crops(given.size, given.crops, given.flips) if given.crops is not None else None
+    listing = list_pictures(given.folder)
+    size = crops.source_size if crops else given.size
+    work = working_directory(out)
+    pictures = read_pictures(listing, size, work / "pictures", max_bad=given.max_bad, progress=tqdm)
     _say_bad(work / "pictures" / "bad.txt")
-    cache = encode_pictures(tokenizer, pictures, given.out, versions=given.versions, flip=given.flip, progress=tqdm)
+    require_same_codes(out, tokenizer, pictures)
+    started = time.perf_counter()
+    cache = encode_pictures(
+        tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=tqdm
+    )
+    rate = len(cache.names) / (time.perf_counter() - started)
     versions, count, h, w = cache.codes.shape
-    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes")
+    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
 
 
 def train_generator(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("codes", type=str, help="directory that `maskimg encode` wrote")
     parser.add_argument("tokenizer_directory", type=str, help="the tokenizer that encoded them")
     given, plan, cache = _parse_plan(parser, arguments, out="model directory to write", codes=True)
+    from maskimg.codes import require_tokenizer
     from maskimg.training.folder import generator_stage, working_directory
     from vqgan import Tokenizer
 
     out = Path(given.out)
-    pipeline = generator_stage(
-        cache, Tokenizer.from_pretrained(given.tokenizer_directory), plan, working_directory(out),
-        device=given.device, dtype=given.dtype,
-    )  # fmt: skip
+    tokenizer = Tokenizer.from_pretrained(given.tokenizer_directory)
+    require_tokenizer(cache, tokenizer)
+    pipeline = generator_stage(cache, tokenizer, plan, working_directory(out), device=given.device, dtype=given.dtype)
     pipeline.about.update({"name": out.name, "data": {"pictures": cache.codes.shape[1]}})
     pipeline.save_pretrained(out)
     print(f"done: open it with `maskimg demo --model {out}`")

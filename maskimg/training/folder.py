@@ -258,7 +258,7 @@ def commonest_label(cache: CodeCache) -> dict[str, str]:
 
 def measure(pipeline: Pipeline, cache: CodeCache, unseen: Pictures) -> dict[str, float]:
     """Figures on held-out pictures, kept in pipeline.json."""
-    usage, entropy = code_usage(cache.codes, cache.vocab_size)
+    usage, entropy = code_usage(cache.codes[:], cache.vocab_size)
     figures = {"codes_used": round(usage, 4), "code_entropy_bits": round(entropy, 3)}
     if len(unseen.names):
         images = normalize(unseen.pixels[:512])
