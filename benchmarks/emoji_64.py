@@ -25,7 +25,7 @@ from tqdm import tqdm
 from maskimg.evaluate import Classifier, Judge, evaluate_tokenizer, train_judge
 from maskimg.hardware import pick_device, pick_dtype
 from maskimg.metrics import frechet_distance, nearest
-from maskimg.pictures import Pictures, list_folder, read_pictures
+from maskimg.pictures import Pictures, list_pictures, read_pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler, describe
 from maskimg.training.run import Budget
@@ -127,7 +127,7 @@ def prepare(archive: Path, folder: Path) -> None:
 
 
 def read(folder: Path) -> Pictures:
-    return read_pictures(list_folder(folder), 64, folder.with_name(folder.name + "-cache"), progress=tqdm)
+    return read_pictures(list_pictures(folder), 64, folder.with_name(folder.name + "-cache"), progress=tqdm)
 
 
 def judge_of(folder: Path, pictures: Pictures, steps: int = 2400) -> tuple[Judge, float]:

@@ -12,7 +12,7 @@ from maskimg import __version__
 
 COMMANDS = {
     "demo": "open the browser demo",
-    "train": "a folder of pictures -> a model that the demo opens",
+    "train": "a folder or archive of pictures -> a model that the demo opens",
     "train-tokenizer": "only the first stage: pictures -> tokenizer",
     "encode": "only the second stage: pictures and tokenizer -> codes",
     "train-generator": "only the third stage: codes and tokenizer -> generator, critic and model",
@@ -21,13 +21,17 @@ COMMANDS = {
     "reconstruct": "a picture through the tokenizer and back",
     "eval-tokenizer": "how well a tokenizer keeps a folder of pictures",
     "convert": "another project's tokenizer, or its generator with its tokenizer -> maskimg's",
+    "check-data": "what a source of pictures holds, and which files cannot be read",
     "doubts": "where a model's critic doubts a picture, as a heat-map",
     "info": "what a model can do, or how a picture was made",
 }
 
 
 TRAININGS = ("train", "train-tokenizer", "train-generator")  # that torchrun may start several times
-
+SOURCE = (
+    "folder of pictures, .zip or .tar archive, shards as s-{000..127}.tar, hf://owner/name, or "
+    "torchvision://NAME?root=DIR"
+)
 # How many training pictures `eval-tokenizer` reads: to train a classifier with, and only to count codes over.
 MOST_TRAINING, FEW_TRAINING = 10_000, 4_000
 
@@ -181,50 +185,67 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
 
 
 def encode(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("folder", type=str, help="folder of pictures")
+    parser.add_argument("folder", type=str, help=SOURCE)
     parser.add_argument("tokenizer", type=str, help="tokenizer or model directory")
     parser.add_argument("--out", type=str, required=True, help="directory to write the codes to")
     parser.add_argument("--size", type=int, required=True, help="side of the pictures in pixels")
     parser.add_argument("--versions", type=int, default=4, help="how often each picture is encoded, moved a little")
     parser.add_argument("--flip", action="store_true", help="mirror every second version")
+    parser.add_argument("--crops", type=int, help="instead: the whole picture, and so many random crops less one")
+    parser.add_argument("--flips", action="store_true", help="each crop mirrored as well")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args(arguments)
+    import time
+
     from tqdm import tqdm
 
-    from maskimg.codes import encode_pictures
+    from maskimg.codes import encode_pictures, require_same_codes
+    from maskimg.crops import Crops
     from maskimg.hardware import pick_device
-    from maskimg.pictures import list_folder, read_pictures
+    from maskimg.pictures import list_pictures, read_pictures
     from maskimg.training.folder import working_directory
     from vqgan import Tokenizer
 
     tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(pick_device(given.device))
-    if given.size % tokenizer.stride or given.versions < 1:
+    if given.size < 1 or given.size % tokenizer.stride or given.versions < 1:
         raise Refused(f"--size must be a multiple of the tokenizer's stride {tokenizer.stride}, --versions 1 or more")
-    work = working_directory(Path(given.out))
-    pictures = read_pictures(
-        list_folder(given.folder), given.size, work / "pictures", max_bad=given.max_bad, progress=tqdm
-    )
+    if given.flips and given.crops is None:
+        raise Refused("--flips goes with --crops; with --versions, give --flip")
+    out = Path(given.out)
+    _check_out(out)
+    crops = Crops(given.size, given.crops, given.flips) if given.crops is not None else None
+    listing = list_pictures(given.folder)
+    size = crops.source_size if crops else given.size
+    work = working_directory(out)
+    pictures = read_pictures(listing, size, work / "pictures", max_bad=given.max_bad, progress=tqdm)
     _say_bad(work / "pictures" / "bad.txt")
-    cache = encode_pictures(tokenizer, pictures, given.out, versions=given.versions, flip=given.flip, progress=tqdm)
+    require_same_codes(out, tokenizer, pictures)
+    started = time.perf_counter()
+    cache = encode_pictures(
+        tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=tqdm
+    )
+    rate = len(cache.names) / (time.perf_counter() - started)
     versions, count, h, w = cache.codes.shape
-    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes")
+    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
 
 
 def train_generator(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("codes", type=str, help="directory that `maskimg encode` wrote")
     parser.add_argument("tokenizer_directory", type=str, help="the tokenizer that encoded them")
     given, plan, cache = _parse_plan(parser, arguments, out="model directory to write", codes=True)
+    from maskimg.codes import require_tokenizer
     from maskimg.training import ranks
     from maskimg.training.folder import generator_stage, working_directory
     from vqgan import Tokenizer
 
     out = Path(given.out)
     _allow_tf32(given.dtype)
+    tokenizer = Tokenizer.from_pretrained(given.tokenizer_directory)
+    require_tokenizer(cache, tokenizer)
     pipeline = generator_stage(
-        cache, Tokenizer.from_pretrained(given.tokenizer_directory), plan, working_directory(out),
-        device=given.device, dtype=given.dtype, shard=given.shard,
-    )  # fmt: skip
+        cache, tokenizer, plan, working_directory(out), device=given.device, dtype=given.dtype, shard=given.shard
+    )
     if not ranks.is_first():
         return
     pipeline.about.update({"name": out.name, "data": {"pictures": cache.codes.shape[1]}})
@@ -313,7 +334,7 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
 
 def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("tokenizer", type=str, help="tokenizer, or a model that holds one: bundled, directory or hub")
-    parser.add_argument("folder", type=str, help="folder of pictures; labels make more figures possible")
+    parser.add_argument("folder", type=str, help=f"{SOURCE}; labels make more figures possible")
     parser.add_argument("--count", type=int, default=5000, help="at most so many held-out pictures are measured")
     parser.add_argument(
         "--held-out",
@@ -379,11 +400,12 @@ def _pictures_to_measure(given: Namespace, size: int, stride: int) -> Any:
 
     from tqdm import tqdm
 
-    from maskimg.pictures import list_folder, read_pictures, subset
+    from maskimg.listing import subset
+    from maskimg.pictures import list_pictures, read_pictures
     from maskimg.training.folder import usual_side
 
-    listing = list_folder(given.folder)
-    size = given.size or size or max(1, min(usual_side(listing.paths), 256) // stride) * stride
+    listing = list_pictures(given.folder)
+    size = given.size or size or max(1, min(usual_side(listing), 256) // stride) * stride
     if size % stride:
         raise Refused(f"--size must be a multiple of the tokenizer's stride {stride}, got {size}")
     training = MOST_TRAINING if given.classifier_steps and listing.fields else FEW_TRAINING
@@ -492,6 +514,29 @@ def _check_out(out: Path) -> None:
     """Writing replaces the whole directory: that must not be one that maskimg did not write."""
     if out.exists() and not (out.is_dir() and ((out / "manifest.json").is_file() or not any(out.iterdir()))):
         raise Refused(f"`{out}` exists and is no model directory of maskimg's: choose a new one")
+
+
+def check_data(parser: Parser, arguments: list[str]) -> int:
+    parser.add_argument("source", type=str, help=SOURCE)
+    parser.add_argument("--jobs", type=int, help="pictures decoded at a time; if not given, one for each core")
+    parser.add_argument("--out", type=str, help="text file to write: what cannot be read and why, a line each")
+    given = parser.parse_args(arguments)
+    if given.jobs is not None and given.jobs < 1:
+        raise Refused(f"--jobs must be 1 or more, got {given.jobs}")
+    if given.out and Path(given.out).is_dir():
+        raise Refused(f"--out must name a file, and `{given.out}` is a folder")
+    from tqdm import tqdm
+
+    from maskimg.check import check_pictures, describe
+    from maskimg.pictures import list_pictures, write_bad
+
+    report = check_pictures(list_pictures(given.source), jobs=given.jobs, progress=tqdm)
+    print(describe(report))
+    if given.out:
+        Path(given.out).parent.mkdir(parents=True, exist_ok=True)
+        write_bad(report.bad, Path(given.out))
+        print(f"done: {len(report.bad)} lines in {given.out}")
+    return 1 if report.bad else 0
 
 
 def doubts(parser: Parser, arguments: list[str]) -> None:
@@ -604,7 +649,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     from maskimg.training.folder import PRESETS, Plan, plan_for
 
     if not codes:
-        parser.add_argument("folder", type=str, help="folder of pictures; subfolders or a labels.csv become labels")
+        parser.add_argument("folder", type=str, help=f"{SOURCE}; subfolders or a labels.csv become labels")
         parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
         parser.add_argument("--licence", type=str, help="of the pictures; kept with the model")
     parser.add_argument("--out", type=str, required=True, help=out)
@@ -629,11 +674,11 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
         found = read_codes(given.codes)
         count, labelled, usual = found.codes.shape[1], bool(found.fields), 0
     else:
-        from maskimg.pictures import list_folder
+        from maskimg.pictures import list_pictures
         from maskimg.training.folder import usual_side
 
-        found = list_folder(given.folder)
-        count, labelled, usual = len(found.paths), bool(found.fields), usual_side(found.paths)
+        found = list_pictures(given.folder)
+        count, labelled, usual = len(found), bool(found.fields), usual_side(found)
     plan = plan_for(count, usual, preset=given.preset, labelled=labelled, minutes=given.minutes, size=given.size)
     parser.set_defaults(dataclasses.asdict(plan))
     given = parser.parse_args(arguments)
@@ -699,7 +744,7 @@ def _png_path(text: str, option: str = "--out") -> Path:
 def _say_plan(listing: Any, plan: Any, work: Path) -> None:
     labels = ", ".join(f"{len(names)} x {field}" for field, names in listing.fields.items()) or "no labels"
     minutes = sum(b.minutes or 0 for b in (plan.tokenizer_budget, plan.generator_budget, plan.critic_budget))
-    print(f"{len(listing.paths)} pictures ({labels}), {int(listing.held_out.sum())} of them held out")
+    print(f"{len(listing)} pictures ({labels}), {int(listing.held_out.sum())} of them held out")
     print(
         f"plan: {plan.size} pixels, {plan.grid[0]}x{plan.grid[1]} tokens, {plan.tokenizer.vocab_size} codes, generator "
         f"{plan.generator.depth} x {plan.generator.dim}; about {minutes:.0f} minutes; logs and sheets in {work}"

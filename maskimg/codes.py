@@ -1,10 +1,14 @@
-"""Codes to train on: a folder of pictures encoded once, and datasets of code grids or windows.
+"""Codes to train on: pictures encoded once into a memory-mapped file, and datasets of code grids or windows.
 
-Shapes: k versions of each picture, n pictures, h w tokens, f label fields.
+Shapes: k views of each picture, n pictures, h w tokens, f label fields.
 """
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +16,50 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
-from maskimg.pictures import DataError, Pictures, move
+from maskimg.crops import Crops
+from maskimg.pictures import Pictures, move
+from maskimg.sources import DataError
 from vqgan import Tokenizer, files
 from vqgan.images import normalize
+
+DTYPES = ("uint8", "uint16", "uint32")  # of stored codes, the narrowest that holds the vocabulary
+SIGNED = {torch.uint8: torch.uint8, torch.uint16: torch.int16, torch.uint32: torch.int32}  # of the same width
+RESIDENT_SHARE = 0.25  # of a GPU's free memory that codes may fill
+BATCH = 256  # pictures encoded at a time
+
+
+class Grids:
+    """Codes (k, n, h, w) as narrow as they are stored, on disk or in memory; what is taken out of them is int64."""
+
+    def __init__(self, stored: torch.Tensor):
+        self.stored = stored
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.stored.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.stored.device
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        # As signed numbers: no device indexes every unsigned kind. The mask undoes the sign.
+        taken = self.stored.view(SIGNED[self.stored.dtype])[key].long()
+        return taken & (2 ** (8 * self.stored.element_size()) - 1)
+
+    def pictures(self, rows: torch.Tensor) -> "Grids":
+        """Only these pictures, sorted by number; a view where they follow one another, else a copy."""
+        if len(rows) and int(rows[-1]) - int(rows[0]) + 1 == len(rows):
+            return Grids(self.stored[:, int(rows[0]) : int(rows[-1]) + 1])
+        signed = self.stored.view(SIGNED[self.stored.dtype])
+        return Grids(signed[:, rows].view(self.stored.dtype))
+
+    def to(self, device: torch.device | str) -> "Grids":
+        signed = self.stored.view(SIGNED[self.stored.dtype])
+        return Grids(signed.to(device).view(self.stored.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,19 +67,24 @@ class CodeCache:
     """Encoded pictures.
 
     Attributes:
-        codes: (k, n, h, w) int64 in [0, vocab_size); version 0 is the picture as it is, the others are moved a
-            little (and mirrored, where that was asked for).
+        codes: (k, n, h, w) in [0, vocab_size), int64 when taken out; view 0 is the picture as it is, the others are
+            moved a little or cropped (and mirrored, where that was asked for).
         labels: (n, f) int64, with `fields` their names.
-        held_out: (n,) bool, True for pictures that training must not see.
+        held_out: (n,) bool, True for pictures that training must not see; in what is read from disk they come last.
+        fingerprint: of the pictures, the tokenizer and the views.
+        captions: a list for each picture; empty where no picture has any.
+        tokenizer: fingerprint of the tokenizer; empty where it is not known.
     """
 
-    codes: torch.Tensor
+    codes: torch.Tensor | Grids
     labels: torch.Tensor
     fields: dict[str, list[str]]
     held_out: torch.Tensor
     names: list[str]
     vocab_size: int
     fingerprint: str
+    captions: list[list[str]] = dataclasses.field(default_factory=list)
+    tokenizer: str = ""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -47,13 +97,24 @@ class CodeCache:
     def part(self, held_out: bool) -> "CodeCache":
         """Only the training grids, or only the held-out ones."""
         chosen = (self.held_out == held_out).nonzero()[:, 0]
+        rows = chosen.tolist()
         return dataclasses.replace(
             self,
-            codes=self.codes[:, chosen],
+            codes=self.codes.pictures(chosen) if isinstance(self.codes, Grids) else self.codes[:, chosen],
             labels=self.labels[chosen],
             held_out=self.held_out[chosen],
-            names=[self.names[i] for i in chosen.tolist()],
+            names=[self.names[i] for i in rows],
+            captions=[self.captions[i] for i in rows] if self.captions else [],
         )
+
+    def resident(self, device: torch.device) -> "CodeCache":
+        """With the codes on a CUDA `device`, if they fill a quarter of its free memory at most; else as it is."""
+        if device.type != "cuda" or not isinstance(self.codes, Grids):
+            return self
+        needed = self.codes.stored.numel() * self.codes.stored.element_size()
+        if needed > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            return self
+        return dataclasses.replace(self, codes=self.codes.to(device))
 
 
 def encode_pictures(
@@ -63,43 +124,73 @@ def encode_pictures(
     *,
     versions: int = 4,
     flip: bool = False,
+    crops: Crops | None = None,
     seed: int = 0,
     progress=None,
 ) -> CodeCache:
-    """Encode every picture `versions` times and write codes.safetensors and codes.json to `directory`.
+    """Encode every picture into `directory`, which exists whole or not at all; one with the same codes is kept.
 
     Args:
         versions: 1 keeps the pictures as they are; each further version moves them by up to a sixteenth of the side.
         flip: mirror every second version. Leave it off where left and right mean something, as in writing.
+        crops: these views instead of versions and flip.
         progress: wraps the iteration, such as `tqdm`.
     """
-    device = next(tokenizer.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    reach = pictures.size // 16
-    parts: list[list[torch.Tensor]] = [[] for _ in range(versions)]
-    batches = pictures.pixels.split(256)
-    for pixels in progress(batches, desc="encoding") if progress else batches:
-        for version in range(versions):
-            moved = pixels if version == 0 else move(pixels, reach, generator)
-            moved = moved.flip(-1) if flip and version % 2 else moved
-            parts[version].append(tokenizer.encode(normalize(moved).to(device)).cpu())
-    codes = torch.stack([torch.cat(part) for part in parts])
+    views = crops.views if crops else versions
+    about = {
+        "pictures": pictures.fingerprint,
+        "tokenizer": fingerprint_of(tokenizer),
+        "views": dataclasses.asdict(crops) if crops else {"versions": versions, "flip": flip},
+        "seed": seed,
+    }
+    fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    try:
+        kept = read_codes(directory)
+        if kept.fingerprint == fingerprint:
+            return kept
+    except files.ModelError:
+        pass  # nothing there yet, or a damaged cache: encode again
 
+    # Training pictures first: each part is then one piece of the file, and is mapped rather than copied.
+    order = torch.argsort(pictures.held_out.int(), stable=True)
+    rows = order.tolist()
     with files.atomic_directory(directory) as temporary:
-        tensors = {"codes": codes.to(torch.int32), "labels": pictures.labels, "held_out": pictures.held_out}
-        save_file(tensors, temporary / "codes.safetensors")
-        about = {
-            "fields": pictures.fields,
-            "names": pictures.names,
-            "vocab_size": tokenizer.vocab_size,
-            "fingerprint": pictures.fingerprint,
-        }
-        files.write_json(temporary / "codes.json", about)
+        batches = order.split(BATCH)
+        writer = None
+        for number, places in enumerate(progress(batches, desc="encoding") if progress else batches):
+            pixels = pictures.pixels[places]
+            shown = crops(pixels, places, seed) if crops else _versions(pixels, versions, flip, seed, number)
+            for view, images in enumerate(shown):
+                codes = _encoded(tokenizer, images)
+                if writer is None:
+                    shape = (views, len(rows), *codes.shape[1:])
+                    dtype = _narrowest(tokenizer.vocab_size)
+                    writer = np.memmap(temporary / f"codes.{dtype}", dtype, "w+", shape=shape)
+                writer[view, number * BATCH : number * BATCH + len(places)] = codes.numpy()
+        if writer is None:
+            raise DataError("there are no pictures to encode")
+        writer.flush()
+        save_file(
+            {"labels": pictures.labels[order], "held_out": pictures.held_out[order]}, temporary / "labels.safetensors"
+        )
+        files.write_json(
+            temporary / "codes.json",
+            {
+                "shape": list(writer.shape),
+                "dtype": str(writer.dtype),
+                "vocab_size": tokenizer.vocab_size,
+                "fields": pictures.fields,
+                "names": [pictures.names[i] for i in rows],
+                "captions": [pictures.captions[i] for i in rows] if pictures.captions else [],
+                "fingerprint": fingerprint,
+                "made_of": about,
+            },
+        )
     return read_codes(directory)
 
 
 def read_codes(directory: str | Path) -> CodeCache:
-    """What `encode_pictures` wrote.
+    """What `encode_pictures` wrote; the codes stay on disk until they are asked for.
 
     Raises:
         ModelError: the directory is missing, incomplete or damaged.
@@ -107,19 +198,87 @@ def read_codes(directory: str | Path) -> CodeCache:
     directory = Path(directory)
     files.verify(directory)
     about = files.read_json(directory / "codes.json")
+    older = (directory / "codes.safetensors").is_file()
+    tensors = _tensors(directory / ("codes.safetensors" if older else "labels.safetensors"))
     try:
-        tensors = load_file(directory / "codes.safetensors")
-    except SafetensorError as error:
-        raise files.ModelError(f"`{directory}/codes.safetensors` cannot be read ({error})") from error
-    return CodeCache(
-        tensors["codes"].long(),
-        tensors["labels"],
-        about["fields"],
-        tensors["held_out"],
-        about["names"],
-        about["vocab_size"],
-        about["fingerprint"],
-    )
+        return CodeCache(
+            tensors["codes"].long() if older else _mapped(directory, about),
+            tensors["labels"],
+            about["fields"],
+            tensors["held_out"],
+            about["names"],
+            about["vocab_size"],
+            about["fingerprint"],
+            about.get("captions", []),
+            about.get("made_of", {}).get("tokenizer", ""),
+        )
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise files.ModelError(f"`{directory}` holds no codes of maskimg's ({error}): encode them again") from error
+
+
+def require_same_codes(directory: Path, tokenizer: Tokenizer, pictures: Pictures) -> None:
+    """Raises: DataError where `directory` holds codes of other pictures, or of another tokenizer."""
+    if not (directory / "codes.json").is_file():
+        return
+    made_of = files.read_json(directory / "codes.json").get("made_of", {})
+    other = None
+    if made_of.get("pictures") != pictures.fingerprint:
+        other = "other pictures"
+    elif made_of.get("tokenizer") != fingerprint_of(tokenizer):
+        other = "another tokenizer"
+    if other:
+        raise DataError(f"`{directory}` holds codes of {other}: choose a new directory, or delete that one")
+
+
+def require_tokenizer(cache: CodeCache, tokenizer: Tokenizer) -> None:
+    """Raises: DataError where the codes come from another tokenizer, which would decode them to something else."""
+    if cache.tokenizer and cache.tokenizer != fingerprint_of(tokenizer):
+        raise DataError(
+            "the codes were encoded with another tokenizer, or with another version of this one: give that one, or run "
+            "`maskimg encode` again"
+        )
+
+
+def fingerprint_of(tokenizer: Tokenizer) -> str:
+    """Changes with every weight."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + data.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _versions(pixels: torch.Tensor, count: int, flip: bool, seed: int, batch: int) -> Iterator[torch.Tensor]:
+    """The pictures as they are, then moved a little, every second time mirrored where that is asked for."""
+    generator = torch.Generator().manual_seed((seed << 32) + batch)
+    for version in range(count):
+        moved = pixels if version == 0 else move(pixels, pixels.shape[-1] // 16, generator)
+        yield moved.flip(-1) if flip and version % 2 else moved
+
+
+def _encoded(tokenizer: Tokenizer, pixels: torch.Tensor) -> torch.Tensor:
+    device = next(tokenizer.parameters()).device
+    return tokenizer.encode(normalize(pixels.to(device))).cpu()
+
+
+def _narrowest(vocab_size: int) -> str:
+    return next(name for name in DTYPES if vocab_size <= np.iinfo(name).max + 1)
+
+
+def _mapped(directory: Path, about: dict[str, Any]) -> Grids:
+    if about["dtype"] not in DTYPES:
+        raise ValueError(f"unknown dtype `{about['dtype']}`")
+    shape = tuple(about["shape"])
+    # Copy on write, because torch takes no read-only arrays; nothing writes.
+    codes = np.memmap(directory / f"codes.{about['dtype']}", about["dtype"], "c", shape=shape)
+    return Grids(torch.from_numpy(codes))
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise files.ModelError(f"`{path}` cannot be read ({error})") from error
 
 
 class MaskedTokenDataset(Dataset):

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from maskimg.cli import COMMANDS, main, overview
-from maskimg.pictures import list_folder
+from maskimg.pictures import list_pictures
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
 from vqgan import Tokenizer, load_image
@@ -130,7 +130,7 @@ def test_a_tokenizer_is_measured_on_a_folder(model, tmp_path, draw_pictures, cap
     options = [f"--{name}={path}" for name, path in written.items()]
     assert main(["eval-tokenizer", str(model), str(tmp_path / "pictures"), "--classifier-steps=3", *options]) == 0
 
-    held_out = int(list_folder(tmp_path / "pictures").held_out.sum())
+    held_out = int(list_pictures(tmp_path / "pictures").held_out.sum())
     shown, progress = capsys.readouterr()
     assert f"{held_out} held-out pictures of 16x16 pixels" in shown
     for name in ("PSNR", "SSIM", "codes used", "entropy", "bits per picture", "accuracy kept", "its floor", "not FID"):

@@ -1,6 +1,8 @@
 """Codes to train on: windows that can start anywhere, grids that stay whole, and the cache they come from."""
 
+import copy
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -8,12 +10,24 @@ import torch
 from helpers import stirred, tiny_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tiny import TOKENIZER
 from torch.utils.data import DataLoader
 
-from maskimg.codes import MaskedTokenDataset, encode_pictures, read_codes
-from maskimg.pictures import DataError
-from vqgan import Tokenizer
+from maskimg import codes as coding
+from maskimg.cli import main
+from maskimg.codes import (
+    Grids,
+    MaskedTokenDataset,
+    encode_pictures,
+    fingerprint_of,
+    read_codes,
+    require_same_codes,
+    require_tokenizer,
+)
+from maskimg.crops import Crops
+from maskimg.sources import DataError
+from vqgan import Tokenizer, files
 from vqgan.files import ModelError
 from vqgan.images import normalize
 
@@ -153,17 +167,20 @@ def test_pictures_are_encoded_and_read_again(tokenizer, tmp_path):
     cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=3)
 
     assert cache.codes.shape == (3, 12, 4, 4)
-    assert cache.codes.dtype == torch.int64
+    assert cache.codes[:].dtype == torch.int64
     assert torch.equal(cache.codes[0], tokenizer.encode(normalize(pictures.pixels)))
     assert torch.equal(cache.labels, pictures.labels)
     assert torch.equal(cache.held_out, pictures.held_out)
-    assert (cache.fields, cache.names, cache.fingerprint) == (pictures.fields, pictures.names, pictures.fingerprint)
+    assert (cache.fields, cache.names) == (pictures.fields, pictures.names)
     assert (cache.grid, cache.vocab_size, cache.label_sizes) == ((4, 4), 64, (3, 2))
 
     again = read_codes(tmp_path / "codes")
     for field in dataclasses.fields(cache):
         left, right = getattr(cache, field.name), getattr(again, field.name)
-        assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+        if isinstance(left, torch.Tensor | Grids):
+            assert torch.equal(left[:], right[:])
+        else:
+            assert left == right
 
 
 def test_pictures_without_labels_are_encoded_too(tokenizer, tmp_path):
@@ -177,19 +194,19 @@ def test_pictures_without_labels_are_encoded_too(tokenizer, tmp_path):
 def test_versions_are_moved_and_every_second_one_is_mirrored_where_that_is_asked(tokenizer, tmp_path):
     pictures = tiny_pictures(size=16)
     kept, mirrored, other = (
-        encode_pictures(tokenizer, pictures, tmp_path / name, versions=2, flip=flip, seed=seed).codes
+        encode_pictures(tokenizer, pictures, tmp_path / name, versions=2, flip=flip, seed=seed).codes[:]
         for name, flip, seed in (("kept", False, 0), ("mirrored", True, 0), ("other", False, 1))
     )
     assert torch.equal(kept[0], mirrored[0])
     assert not torch.equal(kept[1], mirrored[1])
     assert torch.equal(kept[0], other[0])
-    assert torch.equal(kept, encode_pictures(tokenizer, pictures, tmp_path / "again", versions=2).codes)
+    assert torch.equal(kept, encode_pictures(tokenizer, pictures, tmp_path / "again", versions=2).codes[:])
 
 
 def test_parts_are_the_training_grids_and_the_held_out_ones(tokenizer, tmp_path):
     cache = encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=2)
     train, unseen = cache.part(held_out=False), cache.part(held_out=True)
-    assert torch.equal(torch.cat((train.codes, unseen.codes), dim=1), cache.codes)
+    assert torch.equal(torch.cat((train.codes[:], unseen.codes[:]), dim=1), cache.codes[:])
     assert torch.equal(torch.cat((train.labels, unseen.labels)), cache.labels)
     assert train.names + unseen.names == cache.names
     assert len(unseen.names) == 2
@@ -199,11 +216,11 @@ def test_parts_are_the_training_grids_and_the_held_out_ones(tokenizer, tmp_path)
 
 def test_a_damaged_cache_is_refused(tokenizer, tmp_path):
     encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=1)
-    path = tmp_path / "codes" / "codes.safetensors"
+    path = tmp_path / "codes" / "codes.uint8"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ModelError, match=r"codes\.safetensors` is damaged"):
+    with pytest.raises(ModelError, match=r"codes\.uint8` is damaged"):
         read_codes(tmp_path / "codes")
     with pytest.raises(ModelError, match="there is no model directory"):
         read_codes(tmp_path / "nowhere")
@@ -218,3 +235,182 @@ def test_progress_is_told_what_is_done(tokenizer, tmp_path):
 
     encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=1, progress=progress)
     assert seen == ["encoding"]
+
+
+# ----------------------------------------------------------------------------- the file the codes lie in
+
+
+@pytest.mark.parametrize("vocab_size, dtype", [(256, "uint8"), (257, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
+def test_codes_are_stored_as_narrow_as_the_vocabulary_allows(tokenizer, tmp_path, vocab_size, dtype, monkeypatch):
+    """The largest code of each survives, though no sign is left for it."""
+    pictures = tiny_pictures(5)
+    codes = torch.randint(0, vocab_size, (5, 4, 4), generator=torch.Generator().manual_seed(0))
+    codes[0, 0, 0], codes[4, 3, 3] = 0, vocab_size - 1
+    monkeypatch.setattr(Tokenizer, "vocab_size", property(lambda self: vocab_size))
+    monkeypatch.setattr(coding, "_encoded", lambda tokenizer, pixels: codes)
+    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1)
+    assert (tmp_path / "codes" / f"codes.{dtype}").stat().st_size == codes.numel() * np.dtype(dtype).itemsize
+    assert torch.equal(cache.codes[0], codes)
+    assert torch.equal(cache.codes[torch.tensor([0]), torch.tensor([4])], codes[4:])
+    assert int(cache.part(held_out=True).codes[:].max()) == vocab_size - 1
+
+
+def test_codes_stay_on_disk_and_each_part_is_a_piece_of_the_file(tokenizer, tmp_path):
+    """Held-out pictures come last, however they came in, so that neither part is copied into memory."""
+    pictures = tiny_pictures(12)
+    mixed = dataclasses.replace(pictures, held_out=torch.arange(12) % 4 == 1, captions=[[str(i)] for i in range(12)])
+    cache = encode_pictures(tokenizer, mixed, tmp_path / "codes", versions=2)
+    assert cache.held_out.tolist() == [False] * 9 + [True] * 3
+    assert cache.names[-3:] == [mixed.names[i] for i in (1, 5, 9)]
+    assert cache.captions[-3:] == [["1"], ["5"], ["9"]] == cache.part(held_out=True).captions
+    expected = tokenizer.encode(normalize(mixed.part(held_out=True).pixels))
+    assert torch.equal(cache.part(held_out=True).codes[0], expected)
+    for held_out in (False, True):
+        part = cache.part(held_out).codes
+        assert part.stored.untyped_storage().data_ptr() == cache.codes.stored.untyped_storage().data_ptr()
+
+
+def test_an_encoding_that_is_done_is_kept_and_one_that_was_cut_off_starts_again(tokenizer, tmp_path, monkeypatch):
+    pictures, calls, encoded = tiny_pictures(), [], coding._encoded
+    monkeypatch.setattr(coding, "BATCH", 5)
+
+    def counted(tokenizer, pixels):
+        calls.append(len(pixels))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encoded(tokenizer, pixels)
+
+    monkeypatch.setattr(coding, "_encoded", counted)
+    with pytest.raises(KeyboardInterrupt):
+        encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1)
+    assert list(tmp_path.iterdir()) == []
+    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1)
+    assert calls == [5, 5, 5, 5, 2]
+    assert torch.equal(encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1).codes[:], cache.codes[:])
+    assert len(calls) == 5
+    encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=2)
+    assert len(calls) > 5
+
+
+def test_views_do_not_depend_on_where_batches_end(tokenizer, tmp_path, monkeypatch):
+    pictures, crops = tiny_pictures(size=20), Crops(16, 3)
+    whole = encode_pictures(tokenizer, pictures, tmp_path / "a", crops=crops).codes[:]
+    monkeypatch.setattr(coding, "BATCH", 5)
+    assert torch.equal(encode_pictures(tokenizer, pictures, tmp_path / "b", crops=crops).codes[:], whole)
+    assert not torch.equal(encode_pictures(tokenizer, pictures, tmp_path / "c", crops=crops, seed=1).codes[:], whole)
+
+
+def test_codes_in_the_older_format_are_still_read(tmp_path):
+    codes = torch.arange(2 * 3 * 4, dtype=torch.int32).reshape(2, 3, 2, 2)
+    with files.atomic_directory(tmp_path / "codes") as temporary:
+        tensors = {"codes": codes, "labels": torch.zeros(3, 0, dtype=torch.int64), "held_out": torch.zeros(3).bool()}
+        save_file(tensors, temporary / "codes.safetensors")
+        about = {"fields": {}, "names": ["a", "b", "c"], "vocab_size": 24, "fingerprint": "old"}
+        files.write_json(temporary / "codes.json", about)
+    cache = read_codes(tmp_path / "codes")
+    assert torch.equal(cache.codes[:], codes.long())
+    assert (cache.fingerprint, cache.captions, cache.tokenizer) == ("old", [], "")
+
+
+def test_codes_of_another_tokenizer_or_of_other_pictures_are_refused(tokenizer, tmp_path):
+    pictures = tiny_pictures()
+    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1)
+    other = copy.deepcopy(tokenizer)
+    next(other.parameters()).data[0, 0, 0, 0] += 1e-3
+    assert fingerprint_of(other) != fingerprint_of(tokenizer) == fingerprint_of(copy.deepcopy(tokenizer))
+    require_tokenizer(cache, tokenizer)
+    require_same_codes(tmp_path / "codes", tokenizer, pictures)
+    require_same_codes(tmp_path / "new", tokenizer, pictures)
+    with pytest.raises(DataError, match="were encoded with another tokenizer"):
+        require_tokenizer(cache, other)
+    with pytest.raises(DataError, match="holds codes of another tokenizer: choose a new directory"):
+        require_same_codes(tmp_path / "codes", other, pictures)
+    with pytest.raises(DataError, match="holds codes of other pictures: choose a new directory"):
+        require_same_codes(tmp_path / "codes", tokenizer, dataclasses.replace(pictures, fingerprint="other"))
+
+
+def test_codes_stay_where_they_are_unless_there_is_a_gpu_they_fit_on(tokenizer, tmp_path):
+    cache = encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=1)
+    assert cache.resident(torch.device("cpu")) is cache
+
+
+@pytest.mark.gpu
+def test_codes_move_to_a_gpu_they_fit_on(tokenizer, tmp_path, monkeypatch):
+    cache = encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=2)
+    device = torch.device("cuda")
+    chosen = torch.tensor([0, 1]), torch.tensor([3, 2])
+    resident = cache.part(held_out=False).resident(device)
+    assert resident.codes.device.type == "cuda"
+    assert torch.equal(resident.codes[chosen].cpu(), cache.codes[chosen])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 100))
+    assert cache.resident(device) is cache
+
+
+# ----------------------------------------------------------------------------- crops
+
+
+def _ramps(side: int, count: int = 400) -> torch.Tensor:
+    """Pictures whose red is the row and whose green is the column, so that a crop tells what it cut."""
+    row = torch.arange(side, dtype=torch.uint8)
+    return torch.stack(
+        (row[:, None].expand(side, side), row.expand(side, side), torch.zeros(side, side).byte())
+    ).expand(count, 3, side, side)
+
+
+def test_crops_are_squares_no_smaller_than_they_end_up_anywhere_in_the_picture():
+    """400 crops miss one of 25 corners of the smallest squares with a chance below 10^-5; the seed is fixed."""
+    crops = Crops(16, 2)
+    whole, cut = crops(_ramps(20), torch.arange(400), 0)
+    assert whole.shape == cut.shape == (400, 3, 16, 16)
+    assert whole[0].float().sub(whole[-1].float()).abs().max() == 0  # the first is all of each
+    rows, columns = cut[:, 0].float(), cut[:, 1].float()
+    spans = rows[:, -1].mean(1) - rows[:, 0].mean(1)
+    assert torch.allclose(spans, columns[:, :, -1].mean(1) - columns[:, :, 0].mean(1), atol=1.5)  # not distorted
+    assert spans.min() >= 14 and spans.max() <= 19.5 and len(spans.round().unique()) >= 4
+    corners = {(int(a), int(b)) for a, b in zip(rows[:, 0, 0], columns[:, 0, 0], strict=True)}
+    assert {(0, 0), (4, 4), (0, 4), (4, 0)} <= corners
+
+
+def test_a_crop_depends_on_seed_and_picture_only():
+    crops, pictures = Crops(16, 3, flips=True), _ramps(20, 8)
+    views = list(crops(pictures, torch.arange(8), 5))
+    assert len(views) == crops.views == 6
+    alone = list(crops(pictures[:1], torch.tensor([6]), 5))
+    assert all(torch.equal(one[0], many[6]) for one, many in zip(alone, views, strict=True))
+    for plain, mirrored in zip(views[::2], views[1::2], strict=True):
+        assert torch.equal(plain.flip(-1), mirrored)
+    assert not torch.equal(views[2], views[4])
+    assert not torch.equal(views[2], list(crops(pictures, torch.arange(8), 6))[2])
+
+
+def test_crops_of_what_is_too_small_are_refused():
+    assert (Crops(16, 1).source_size, Crops(16, 2).source_size) == (16, 20)
+    with pytest.raises(ValueError, match="crops of 16 pixels need pictures of as many, got 8"):
+        next(Crops(16, 1)(_ramps(8, 1), torch.arange(1), 0))
+    with pytest.raises(ValueError, match="must be 1 or more, got 16 and 0"):
+        Crops(16, 0)
+
+
+def test_the_command_encodes_crops_says_its_rate_and_refuses_to_replace_others(
+    tokenizer, tmp_path, draw_pictures, capsys
+):
+    draw_pictures(tmp_path / "pictures", count=6)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    command = ["encode", str(tmp_path / "pictures"), str(tmp_path / "tokenizer"), "--size", "16"]
+    assert main([*command, "--out", str(tmp_path / "codes"), "--crops", "2", "--flips"]) == 0
+    assert re.search(r"done: 6 pictures, 4 versions each, 4x4 codes; [\d,]+ pictures/s", capsys.readouterr().out)
+    assert read_codes(tmp_path / "codes").codes.shape == (4, 6, 4, 4)
+
+    def refused(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([*command, *arguments])
+        assert stop.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    draw_pictures(tmp_path / "pictures", count=7)
+    out = ["--out", str(tmp_path / "codes")]
+    assert "holds codes of other pictures" in refused(*out, "--crops", "2", "--flips")
+    assert "--flips goes with --crops" in refused(*out, "--flips")
+    assert "must be 1 or more, got 16 and 0" in refused(*out, "--crops", "0")
+    assert "exists and is no model directory" in refused("--out", str(tmp_path / "pictures"))
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 7

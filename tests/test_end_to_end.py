@@ -1,6 +1,7 @@
 """A folder of drawn pictures through every command, as a person would type them."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -79,3 +80,23 @@ def test_the_stages_one_by_one_give_a_model_too(folder, tmp_path, capsys):
     main(["train-generator", codes, tokenizer, "--out", model, *QUICK])
     main(["sample", "--model", model, "--out", str(tmp_path / "out"), "--count", "1", "--label", "square"])
     assert (tmp_path / "out" / "000000.png").exists()
+
+
+def test_an_archive_goes_through_every_stage(folder, tmp_path, capsys):
+    """Also that a tokenizer which did not encode the codes is refused: it would decode them to something else."""
+    archive = shutil.make_archive(str(tmp_path / "shapes"), "zip", folder)
+    quick = [*QUICK, "--tokenizer_budget.steps", "3", "--generator_budget.steps", "3", "--critic_budget.steps", "2"]
+    tokenizers = [str(tmp_path / name) for name in ("one", "other")]
+    for name, seed in zip(tokenizers, "01", strict=True):
+        main(["train-tokenizer", archive, "--out", name, *quick, "--tokenizer_training.seed", seed])
+    codes = str(tmp_path / "codes")
+    main(["encode", archive, tokenizers[0], "--out", codes, "--size", "16", "--crops", "2"])
+    command = ["train-generator", codes, tokenizers[0], "--out", str(tmp_path / "model"), *quick]
+    main(command)
+    assert main(["eval-tokenizer", str(tmp_path / "model"), archive, "--classifier-steps", "0"]) == 0
+    assert capsys.readouterr().err.count("left out: ") == 4  # the same file each time
+
+    with pytest.raises(SystemExit) as stop:
+        main([*command[:2], tokenizers[1], *command[3:]])
+    assert stop.value.code == 2
+    assert "the codes were encoded with another tokenizer" in capsys.readouterr().err

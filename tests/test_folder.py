@@ -9,6 +9,7 @@ from PIL import Image
 from tiny import TOKENIZER
 
 from maskimg.codes import CodeCache
+from maskimg.pictures import list_pictures
 from maskimg.sampler import Sampler
 from maskimg.training.folder import (
     PRESETS,
@@ -93,8 +94,9 @@ def test_the_usual_side_ignores_what_cannot_be_read(tmp_path):
     for i, side in enumerate((20, 24, 90)):
         Image.new("RGB", (side, 2 * side)).save(tmp_path / f"{i}.png")
     (tmp_path / "3.png").write_text("no picture")
-    assert usual_side(sorted(tmp_path.iterdir())) == 24
-    assert usual_side([]) == 64
+    (tmp_path / "4.png").symlink_to(tmp_path / "nowhere.png")
+    assert usual_side(list_pictures(tmp_path)) == 24
+    assert usual_side(list_pictures(tmp_path).chosen([3, 4])) == 64
 
 
 def test_working_files_lie_beside_the_model(tmp_path):

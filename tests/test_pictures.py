@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from maskimg import pictures as reading
-from maskimg.pictures import DataError, list_folder, move, read_pictures, subset
+from maskimg.listing import subset
+from maskimg.pictures import list_pictures, move, read_pictures
+from maskimg.sources import DataError
 
 
 def _plain(folder: Path, *names: str, size: int = 20) -> Path:
@@ -30,33 +32,29 @@ def _labels(folder: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def _names(paths: list[Path], folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in paths]
-
-
 # ----------------------------------------------------------------------------- labels
 
 
 def test_subfolders_are_labels(tmp_path, draw_pictures):
     draw_pictures(tmp_path, count=7)
-    listing = list_folder(tmp_path)
+    listing = list_pictures(tmp_path)
     assert listing.fields == {"class": ["circle", "square", "triangle"]}
-    assert [listing.fields["class"][i] for i in listing.labels[:, 0]] == [path.parent.name for path in listing.paths]
+    assert [listing.fields["class"][i] for i in listing.labels[:, 0]] == [name.split("/")[0] for name in listing.names]
     assert listing.labels.dtype == np.int64
 
 
 def test_folders_below_a_subfolder_belong_to_its_label(tmp_path):
-    listing = list_folder(_plain(tmp_path, "cat/old/1.png", "cat/2.png", "dog/3.png"))
+    listing = list_pictures(_plain(tmp_path, "cat/old/1.png", "cat/2.png", "dog/3.png"))
     assert listing.labels.tolist() == [[0], [0], [1]]
     assert listing.fields == {"class": ["cat", "dog"]}
 
 
 @pytest.mark.parametrize("names", [("1.png", "2.png"), ("cat/1.png", "2.png", "dog/3.png"), ("cat/1.png", "cat/2.png")])
 def test_a_flat_or_mixed_folder_has_no_labels(tmp_path, names):
-    listing = list_folder(_plain(tmp_path, *names))
+    listing = list_pictures(_plain(tmp_path, *names))
     assert listing.fields == {}
     assert listing.labels.shape == (len(names), 0)
-    assert len(listing.paths) == len(names)
+    assert len(listing) == len(names)
 
 
 def test_a_table_gives_several_labels_and_the_split(tmp_path):
@@ -69,8 +67,8 @@ def test_a_table_gives_several_labels_and_the_split(tmp_path):
             {"file": "sub/c.png", "split": "train", "class": "cat", "style": "flat"},
         ],
     )
-    listing = list_folder(tmp_path)
-    assert _names(listing.paths, tmp_path) == ["b.png", "a.png", "sub/c.png"]
+    listing = list_pictures(tmp_path)
+    assert listing.names == ["b.png", "a.png", "sub/c.png"]
     assert listing.fields == {"class": ["cat", "dog"], "style": ["flat", "round"]}
     assert listing.labels.tolist() == [[0, 1], [1, 0], [0, 0]]
     assert listing.held_out.tolist() == [False, True, False]
@@ -79,7 +77,7 @@ def test_a_table_gives_several_labels_and_the_split(tmp_path):
 def test_a_table_may_come_from_a_spreadsheet_with_a_byte_order_mark(tmp_path):
     _plain(tmp_path, "a.png")
     (tmp_path / "labels.csv").write_text("file,class\r\na.png,Käse\r\n", encoding="utf-8-sig")
-    assert list_folder(tmp_path).fields == {"class": ["Käse"]}
+    assert list_pictures(tmp_path).fields == {"class": ["Käse"]}
 
 
 @pytest.mark.parametrize(
@@ -98,33 +96,33 @@ def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, message):
     _plain(tmp_path, "a.png")
     (tmp_path / "labels.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=message):
-        list_folder(tmp_path)
+        list_pictures(tmp_path)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(DataError, match="there is no folder"):
-        list_folder(tmp_path / "nowhere")
+        list_pictures(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match="holds no PNG, JPEG or WebP pictures"):
-        list_folder(tmp_path)
+        list_pictures(tmp_path)
     with pytest.raises(DataError, match="is a file: give the folder that holds the pictures"):
-        list_folder(tmp_path / "notes.txt")
+        list_pictures(tmp_path / "notes.txt")
 
 
 # ----------------------------------------------------------------------------- what is held out
 
 
 def test_about_one_picture_in_twenty_is_held_out(tmp_path):
-    listing = list_folder(_plain(tmp_path, *(f"{i}.png" for i in range(200)), size=1))
+    listing = list_pictures(_plain(tmp_path, *(f"{i}.png" for i in range(200)), size=1))
     assert 4 <= listing.held_out.sum() <= 20  # 10 expected; the names are fixed, and with them the outcome
 
 
 def test_adding_a_picture_moves_no_other_one_into_or_out_of_training(tmp_path):
     _plain(tmp_path, *(f"{i}.png" for i in range(60)), size=1)
-    before = list_folder(tmp_path)
+    before = list_pictures(tmp_path)
     _plain(tmp_path, "new.png", "0a.png", size=1)
-    after = list_folder(tmp_path)
-    kept = {path: held_out for path, held_out in zip(after.paths, after.held_out, strict=True) if path in before.paths}
+    after = list_pictures(tmp_path)
+    kept = {name: held_out for name, held_out in zip(after.names, after.held_out, strict=True) if name in before.names}
     assert list(kept.values()) == before.held_out.tolist()
     assert before.held_out.any()
 
@@ -132,9 +130,9 @@ def test_adding_a_picture_moves_no_other_one_into_or_out_of_training(tmp_path):
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_of_a_few_pictures_one_is_held_out_and_of_one_none(tmp_path, count):
     names = [f"{i}.png" for i in range(count)]
-    assert list_folder(_plain(tmp_path / "few", *names, size=1)).held_out.sum() >= 1
-    assert not list_folder(_plain(tmp_path / "few", *names, size=1)).held_out.all()
-    assert list_folder(_plain(tmp_path / "one", "1.png", size=1)).held_out.tolist() == [False]
+    assert list_pictures(_plain(tmp_path / "few", *names, size=1)).held_out.sum() >= 1
+    assert not list_pictures(_plain(tmp_path / "few", *names, size=1)).held_out.all()
+    assert list_pictures(_plain(tmp_path / "one", "1.png", size=1)).held_out.tolist() == [False]
 
 
 # ----------------------------------------------------------------------------- reading
@@ -143,7 +141,7 @@ def test_of_a_few_pictures_one_is_held_out_and_of_one_none(tmp_path, count):
 def test_pictures_come_in_as_equal_squares_in_order(tmp_path):
     folder = _plain(tmp_path / "in", "a.png", "b/b.png", "c.png")
     Image.new("L", (50, 30), 200).save(folder / "d.jpg")
-    pictures = read_pictures(list_folder(folder), 8, tmp_path / "cache")
+    pictures = read_pictures(list_pictures(folder), 8, tmp_path / "cache")
     assert pictures.pixels.shape == (4, 3, 8, 8)
     assert pictures.pixels.dtype == torch.uint8
     assert pictures.pixels[:, 0, 4, 4].tolist() == [0, 1, 2, 200]
@@ -161,7 +159,7 @@ def _spoil(folder: Path) -> None:
 def test_files_that_cannot_be_read_are_left_out_and_listed(tmp_path):
     folder = _plain(tmp_path / "in", "a.png", "b.png", "c.png", "d.png", "e.png", "f.png", "g.png")
     _spoil(folder)
-    listing = list_folder(folder)
+    listing = list_pictures(folder)
     pictures = read_pictures(listing, 8, tmp_path / "cache")
 
     assert pictures.names == ["a.png", "c.png", "e.png", "g.png"]
@@ -175,7 +173,7 @@ def test_files_that_cannot_be_read_are_left_out_and_listed(tmp_path):
 def test_a_file_that_the_table_names_and_the_folder_lacks_is_left_out(tmp_path):
     folder = _plain(tmp_path / "in", "a.png")
     _labels(folder, [{"file": "gone.png", "class": "cat"}, {"file": "a.png", "class": "dog"}])
-    pictures = read_pictures(list_folder(folder), 8, tmp_path / "cache")
+    pictures = read_pictures(list_pictures(folder), 8, tmp_path / "cache")
     assert pictures.names == ["a.png"]
     assert pictures.labels.tolist() == [[1]]
     assert "there is no such file" in (tmp_path / "cache" / "bad.txt").read_text()
@@ -185,7 +183,7 @@ def test_too_many_files_that_cannot_be_read_stop_the_run(tmp_path):
     folder = _plain(tmp_path / "in", *(f"{i}.png" for i in range(6)))
     for i in range(4):
         (folder / f"{i}.png").write_bytes(b"")
-    listing = list_folder(folder)
+    listing = list_pictures(folder)
     with pytest.raises(DataError, match=r"4 of 6 pictures in .* cannot be read \(the first: .*0\.png.*--max-bad"):
         read_pictures(listing, 8, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
@@ -195,14 +193,14 @@ def test_too_many_files_that_cannot_be_read_stop_the_run(tmp_path):
 def test_a_folder_of_nothing_but_damaged_files_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match="none of the 1 pictures"):
-        read_pictures(list_folder(tmp_path), 8, tmp_path / "cache")
+        read_pictures(list_pictures(tmp_path), 8, tmp_path / "cache")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX only")
 def test_names_may_hold_any_bytes(tmp_path):
     folder = _plain(tmp_path / "in", "with space.png", "ümlaut.png", "new\nline.png")
     (folder / os.fsdecode(b"\xff.png")).write_bytes((folder / "ümlaut.png").read_bytes())
-    pictures = read_pictures(list_folder(folder), 8, tmp_path / "cache")
+    pictures = read_pictures(list_pictures(folder), 8, tmp_path / "cache")
     assert len(set(pictures.names)) == 4
 
 
@@ -215,7 +213,7 @@ def decoded(monkeypatch) -> list[int]:
     counts, decode = [], reading._decode
 
     def counted(listing, *args):
-        counts.append(len(listing.paths))
+        counts.append(len(listing))
         return decode(listing, *args)
 
     monkeypatch.setattr(reading, "_decode", counted)
@@ -224,8 +222,8 @@ def decoded(monkeypatch) -> list[int]:
 
 def test_pictures_are_decoded_once_while_the_folder_stays_the_same(tmp_path, decoded):
     folder = _plain(tmp_path / "in", "cat/a.png", "dog/b.png", "dog/c.png")
-    first = read_pictures(list_folder(folder), 8, tmp_path / "cache")
-    again = read_pictures(list_folder(folder), 8, tmp_path / "cache")
+    first = read_pictures(list_pictures(folder), 8, tmp_path / "cache")
+    again = read_pictures(list_pictures(folder), 8, tmp_path / "cache")
     assert decoded == [3]
     assert torch.equal(first.pixels, again.pixels)
     assert torch.equal(first.labels, again.labels)
@@ -256,34 +254,34 @@ def _edit(folder: Path) -> None:
 @pytest.mark.parametrize("change", [_add, _remove, _rename, _relabel, _edit])
 def test_a_folder_that_changed_is_read_anew(tmp_path, decoded, change):
     folder = _plain(tmp_path / "in", "cat/a.png", "dog/b.png", "dog/c.png")
-    read_pictures(list_folder(folder), 8, tmp_path / "cache")
+    read_pictures(list_pictures(folder), 8, tmp_path / "cache")
     change(folder)
-    pictures = read_pictures(list_folder(folder), 8, tmp_path / "cache")
+    pictures = read_pictures(list_pictures(folder), 8, tmp_path / "cache")
     assert len(decoded) == 2
-    assert pictures.names == _names(list_folder(folder).paths, folder)
+    assert pictures.names == list_pictures(folder).names
 
 
 def test_another_size_is_read_anew(tmp_path, decoded):
     folder = _plain(tmp_path / "in", "a.png", "b.png")
-    read_pictures(list_folder(folder), 8, tmp_path / "cache")
-    assert read_pictures(list_folder(folder), 16, tmp_path / "cache").size == 16
+    read_pictures(list_pictures(folder), 8, tmp_path / "cache")
+    assert read_pictures(list_pictures(folder), 16, tmp_path / "cache").size == 16
     assert len(decoded) == 2
 
 
 def test_a_damaged_cache_is_read_anew(tmp_path, decoded):
     folder = _plain(tmp_path / "in", "a.png", "b.png")
-    expected = read_pictures(list_folder(folder), 8, tmp_path / "cache").pixels.clone()
+    expected = read_pictures(list_pictures(folder), 8, tmp_path / "cache").pixels.clone()
     (tmp_path / "cache" / "pixels.u8").write_bytes(bytes(100))
-    assert torch.equal(read_pictures(list_folder(folder), 8, tmp_path / "cache").pixels, expected)
+    assert torch.equal(read_pictures(list_pictures(folder), 8, tmp_path / "cache").pixels, expected)
     shutil.rmtree(tmp_path / "cache")
-    assert torch.equal(read_pictures(list_folder(folder), 8, tmp_path / "cache").pixels, expected)
+    assert torch.equal(read_pictures(list_pictures(folder), 8, tmp_path / "cache").pixels, expected)
     assert len(decoded) == 3
 
 
 def test_parts_are_the_training_pictures_and_the_held_out_ones(tmp_path):
     folder = _plain(tmp_path / "in", "a.png", "b.png", "c.png")
     _labels(folder, [{"file": f"{n}.png", "split": s} for n, s in (("a", "val"), ("b", "train"), ("c", "train"))])
-    pictures = read_pictures(list_folder(folder), 8, tmp_path / "cache")
+    pictures = read_pictures(list_pictures(folder), 8, tmp_path / "cache")
     train, unseen = pictures.part(held_out=False), pictures.part(held_out=True)
     assert (train.names, unseen.names) == (["b.png", "c.png"], ["a.png"])
     assert train.pixels[:, 0, 0, 0].tolist() == [1, 2]
@@ -308,23 +306,23 @@ def test_moving_shifts_each_picture_and_repeats_its_edges():
 
 def test_a_subset_keeps_who_is_held_out_and_every_label(tmp_path, draw_pictures):
     draw_pictures(tmp_path, count=60)
-    listing = list_folder(tmp_path)
+    listing = list_pictures(tmp_path)
     part = subset(listing, held_out=2, training=10)
-    assert (int(part.held_out.sum()), len(part.paths)) == (2, 12)
-    rows = [listing.paths.index(path) for path in part.paths]
+    assert (int(part.held_out.sum()), len(part.names)) == (2, 12)
+    rows = [listing.names.index(name) for name in part.names]
     assert rows == sorted(rows)
     assert np.array_equal(part.held_out, listing.held_out[rows])
     assert np.array_equal(part.labels, listing.labels[rows])
-    assert subset(listing, held_out=2, training=10).paths == part.paths
-    assert subset(listing, held_out=2, training=10, seed=1).paths != part.paths
-    assert subset(listing, held_out=100, training=100).paths == listing.paths
+    assert subset(listing, held_out=2, training=10).names == part.names
+    assert subset(listing, held_out=2, training=10, seed=1).names != part.names
+    assert subset(listing, held_out=100, training=100).names == listing.names
 
 
 def test_a_share_may_be_held_out_instead(tmp_path, draw_pictures):
     draw_pictures(tmp_path, count=40)
-    listing = list_folder(tmp_path)
+    listing = list_pictures(tmp_path)
     part = subset(listing, held_out=100, training=100, share=0.25)
-    assert (int(part.held_out.sum()), len(part.paths)) == (10, 40)
+    assert (int(part.held_out.sum()), len(part.names)) == (10, 40)
     assert not np.array_equal(part.held_out, listing.held_out)
     with pytest.raises(DataError, match="a share of 0.01 of 40 pictures is none: hold out more"):
         subset(listing, held_out=100, training=100, share=0.01)

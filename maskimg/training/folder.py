@@ -19,13 +19,14 @@ from maskimg.metrics import code_usage, psnr
 from maskimg.pictures import Listing, Pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
+from maskimg.sources import size_of
 from maskimg.training import ranks
 from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
 from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskimg.transformer import TransformerConfig
 from vqgan import Tokenizer, TokenizerConfig, files
-from vqgan.images import FORMATS, normalize
+from vqgan.images import ImageError, normalize
 
 CHANNELS = {1: (64,), 2: (64, 96), 3: (48, 96, 192), 4: (48, 96, 192, 256)}  # by log2 of the stride
 
@@ -187,7 +188,7 @@ def train_folder(
     pipeline.about.update(
         {
             "name": out.name,
-            "data": {"folder": listing.folder.name, "pictures": len(pictures.names), "held_out": len(unseen.names)},
+            "data": {"folder": listing.source.name, "pictures": len(pictures.names), "held_out": len(unseen.names)},
             "example": commonest_label(cache),
             **(about or {}),
             "measured": measure(pipeline, cache, unseen),
@@ -274,7 +275,7 @@ def commonest_label(cache: CodeCache) -> dict[str, str]:
 
 def measure(pipeline: Pipeline, cache: CodeCache, unseen: Pictures) -> dict[str, float]:
     """Figures on held-out pictures, kept in pipeline.json."""
-    usage, entropy = code_usage(cache.codes, cache.vocab_size)
+    usage, entropy = code_usage(cache.codes[:], cache.vocab_size)
     figures = {"codes_used": round(usage, 4), "code_entropy_bits": round(entropy, 3)}
     if len(unseen.names):
         images = normalize(unseen.pixels[:512])
@@ -287,14 +288,13 @@ def measure(pipeline: Pipeline, cache: CodeCache, unseen: Pictures) -> dict[str,
     return figures
 
 
-def usual_side(paths: list[Path]) -> int:
+def usual_side(listing: Listing) -> int:
     """The middle of about a hundred pictures' shorter sides, in pixels."""
     sides = []
-    for path in paths[:: max(1, len(paths) // 100)]:
+    for _, content in listing.source.read(listing.entries[:: max(1, len(listing) // 100)]):
         try:
-            with Image.open(path, formats=FORMATS) as image:
-                sides.append(min(image.size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            sides.append(min(size_of(content)))
+        except ImageError:
             continue  # unreadable files are reported when they are read
     return int(statistics.median(sides)) if sides else 64
 

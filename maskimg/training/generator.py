@@ -89,7 +89,7 @@ def train_generator(
     """
     where = pick_device(device)
     number_format = pick_dtype(dtype, where)
-    train, unseen = cache.part(held_out=False), cache.part(held_out=True)
+    train, unseen = cache.part(held_out=False).resident(where), cache.part(held_out=True)
 
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
@@ -158,7 +158,7 @@ def train_critic(
     """
     where = pick_device(device)
     number_format = pick_dtype(dtype, where)
-    train = cache.part(held_out=False)
+    train = cache.part(held_out=False).resident(where)
 
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
