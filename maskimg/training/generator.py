@@ -10,10 +10,11 @@ from torch import nn
 
 from maskimg.codes import CodeCache
 from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
-from maskimg.maskgit import MaskGit
-from maskimg.metrics import monochrome_warning
+from maskimg.maskgit import MaskGit, Predictions
+from maskimg.metrics import losses_by_mask_ratio, monochrome_warning, token_accuracy
 from maskimg.sampler import Sampler
 from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
+from maskimg.training.watch import look_back
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from vqgan.images import sheet, to_pil
 
@@ -98,15 +99,17 @@ def train_generator(
         _set_learning_rate(optimizers, training.learning_rate * learning_rate_scale(progress))
         codes, condition, chance = _batch(train, training, step, where)
 
-        # Predict the masked tokens.
+        # Predict the masked tokens; on a step that is logged, look at the predictions too.
+        figures: dict[str, torch.Tensor] = {}
+        model.observer = _observer(model, figures) if run.logs_now else None
         with autocast(where, number_format):
             loss = model(codes, condition, generator=chance).loss
 
         run.require_finite(loss)
-        _step(loss, model, optimizers)
+        norm = _step(loss, model, optimizers)
         ema.update(model, step)
 
-        run.log(loss=loss)
+        run.log(loss=loss, gradient_norm=norm, **figures)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
             averaged = _averaged(config, training, ema, where)
@@ -116,6 +119,8 @@ def train_generator(
                     images = draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
                     if progress >= 0.5:  # before that they may be of one colour
                         run.warn(monochrome_warning(images, decode(train.codes[0, : len(images)])))
+            for warning in look_back(run.directory, training.learning_rate):
+                run.warn(warning)
 
     averaged = _averaged(config, training, ema, where)
     with autocast(where, number_format):
@@ -169,9 +174,9 @@ def train_critic(
             loss = model(codes, condition, only_train_critic=True, generator=chance).loss
 
         run.require_finite(loss)
-        _step(loss, critic, optimizers)
+        norm = _step(loss, critic, optimizers)
         ema.update(critic, step)
-        run.log(loss=loss)
+        run.log(loss=loss, gradient_norm=norm)
 
     averaged = TokenCritic(config).to(where)
     ema.copy_to(averaged)
@@ -212,6 +217,26 @@ def draw_samples(
     images = decode(codes)
     sheet([to_pil(image) for image in images], 8).save(path)
     return images
+
+
+def prediction_figures(model: MaskGit, seen: Predictions) -> dict[str, torch.Tensor]:
+    """Loss by mask ratio, and token accuracy beside the band where a calibrated model's lies.
+
+    The network is not run again, only its head, on as many tokens as make 2**24 logits.
+    """
+    few = max(1, -(-len(seen.codes) * model.mask_id // 2**24))
+    accuracy = token_accuracy(model.to_logits(seen.features[::few]).float().softmax(-1), seen.codes[::few])
+    return {
+        **losses_by_mask_ratio(seen.losses, seen.masked),
+        "accuracy": accuracy.measured,
+        "accuracy_expected": accuracy.expected,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+    }
+
+
+def _observer(model: MaskGit, figures: dict[str, torch.Tensor]) -> Callable[[Predictions], None]:
+    return lambda seen: figures.update(prediction_figures(model, seen))
 
 
 def _maskgit(config: TransformerConfig, training: GeneratorTraining) -> MaskGit:
@@ -284,13 +309,15 @@ def _set_learning_rate(optimizers: dict[str, torch.optim.Optimizer], rate: float
             group["lr"] = rate
 
 
-def _step(loss: torch.Tensor, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> None:
+def _step(loss: torch.Tensor, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> torch.Tensor:
+    """Returns the gradients' norm before it was clipped."""
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     for optimizer in optimizers.values():
         optimizer.step()
+    return norm
 
 
 def _run(

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from vqgan import files
 
 CHECKPOINT_SECONDS = 60.0
+LOG_EVERY = 50  # steps
 
 
 class TrainingError(RuntimeError):
@@ -118,13 +119,23 @@ class Run:
         self.identity = json.loads(json.dumps(identity))
         self.step, self.seconds = 0, 0.0
         self.stopped = False
+        self._ended = False
         self._state: dict[str, Any] = {}
         self._pending: dict[str, list[torch.Tensor]] = {}
         self._bar: tqdm | None = None
 
     @property
     def finished(self) -> bool:
-        return self.budget.progress(self.step, self.seconds) >= 1
+        return self._ended or self.budget.progress(self.step, self.seconds) >= 1
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether this step ends with a line in the log: figures that cost something are taken then."""
+        return self.step % LOG_EVERY == LOG_EVERY - 1
+
+    def end(self) -> None:
+        """Let this step be the last, as if the budget were used up."""
+        self._ended = True
 
     def restore(self, **state: Any) -> bool:
         """Continue from the newest whole checkpoint, if there is one. `state`: modules, optimizers, EMAs by name.
@@ -169,7 +180,7 @@ class Run:
         """Collect a step's figures; a line with their means is written every fiftieth step."""
         for name, value in values.items():
             self._pending.setdefault(name, []).append(torch.as_tensor(value).detach())
-        if self.step % 50 == 49:
+        if self.logs_now:
             self.write_log()
 
     def warn(self, sentence: str | None) -> None:

@@ -1,6 +1,7 @@
 """Training the tokenizer: pictures in, codes and pictures out."""
 
 import dataclasses
+import statistics
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.metrics import codebook_warning, monochrome_warning
 from maskimg.pictures import Pictures, move
 from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
+from maskimg.training.watch import look_back
 from vqgan import Tokenizer, TokenizerConfig
 from vqgan.discriminator import (
     LeCam,
@@ -162,7 +164,7 @@ def train_tokenizer(
         figures: dict[str, torch.Tensor | float] = {"loss": loss, "pixel_loss": pixel_loss}
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        figures["gradient_norm"] = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         ema.update(model, step)
 
@@ -186,9 +188,15 @@ def train_tokenizer(
             shown = int(10 * progress)
             run.warn(codebook_warning(usage.share, usage.entropy, model.vocab_size, counted=usage.counted))
             run.warn(monochrome_warning(reconstructions.detach(), images))
-            write_reconstructions(_averaged(model, ema), unseen, run.directory / "reconstructions.png")
+            averaged = _averaged(model, ema)
+            run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+            if not training.adversarial_weight_at(progress):  # an opponent may well raise the error and the gradients
+                for warning in look_back(run.directory, training.learning_rate, loss="pixel_loss"):
+                    run.warn(warning)
+            write_reconstructions(averaged, unseen, run.directory / "reconstructions.png")
 
     model = _averaged(model, ema)
+    run.write_log(held_out_loss=held_out_loss(model, unseen))
     write_reconstructions(model, unseen, run.directory / "reconstructions.png")
     return model, run
 
@@ -199,6 +207,17 @@ def augment(pixels: torch.Tensor, training: TokenizerTraining, generator: torch.
         mirrored = torch.rand(len(pixels), generator=generator) < 0.5
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
     return move(pixels, training.shift, generator) if training.shift else pixels
+
+
+@torch.no_grad()
+def held_out_loss(model: Tokenizer, pixels: torch.Tensor, limit: int = 128) -> float:
+    """The pixel loss on uint8 pictures (n, 3, H, W) that were not trained on; NaN where there are none."""
+    device = next(model.parameters()).device
+    losses = []
+    for part in pixels[:limit].split(64):
+        images = normalize(part).to(device)
+        losses += [reconstruction_loss(model.decode(model.encode(images)), images).item()] * len(part)
+    return statistics.fmean(losses) if losses else float("nan")
 
 
 def write_reconstructions(model: Tokenizer, pixels: torch.Tensor, path: Path, count: int = 32) -> None:
