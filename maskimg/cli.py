@@ -15,6 +15,7 @@ COMMANDS = {
     "train-tokenizer": "only the first stage: pictures -> tokenizer",
     "encode": "only the second stage: pictures and tokenizer -> codes",
     "train-generator": "only the third stage: codes and tokenizer -> generator, critic and model",
+    "plot": "the curves of one or several trainings, as a picture",
     "sample": "draw pictures into a folder",
     "inpaint": "redraw the painted part of a picture",
     "reconstruct": "a picture through the tokenizer and back",
@@ -138,6 +139,7 @@ def train(parser: Parser, arguments: list[str]) -> None:
     _say_bad(working_directory(Path(given.out)) / "pictures" / "bad.txt")
     for name, value in pipeline.about["measured"].items():
         print(f"{name.replace('_', ' ')}: {value}")
+    print(f"learnt by heart? {pipeline.about['memorisation']['in_words']}")
     print(f"done: samples in {given.out}/samples.png; open it with `maskimg demo --model {given.out}`")
 
 
@@ -204,6 +206,22 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     pipeline.about.update({"name": out.name, "data": {"pictures": cache.codes.shape[1]}})
     pipeline.save_pretrained(out)
     print(f"done: open it with `maskimg demo --model {out}`")
+
+
+def plot(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("runs", type=str, nargs="+", help="models, their .training directories, or single stages of it")
+    parser.add_argument("--out", type=str, required=True, help="PNG to write")
+    given = parser.parse_args(arguments)
+    from maskimg.curves import draw_runs, find_runs
+
+    out = _png_path(given.out)
+    runs = find_runs(given.runs)
+    for run in runs:
+        if run.log.damaged:
+            where = f"{run.name}, {run.stage}" if run.stage else run.name
+            print(f"left out: {run.log.damaged} damaged lines in the log of {where}", file=sys.stderr)
+    draw_runs(runs).save(out, format="PNG")
+    print(f"done: in {out}")
 
 
 def sample(parser: Parser, arguments: list[str]) -> None:

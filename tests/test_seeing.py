@@ -4,14 +4,18 @@ import json
 
 import pytest
 import torch
-from helpers import differing, random_codes, tiny_cache, tiny_net
-from tiny import NETWORK
+from helpers import differing, random_codes, stopped_at, tiny_cache, tiny_net, tiny_pictures
+from safetensors.torch import load_file
+from tiny import NETWORK, TOKENIZER
 
 from maskimg.maskgit import MaskGit, Predictions
 from maskimg.masking import random_mask
 from maskimg.training import run as running
+from maskimg.training.folder import Plan
 from maskimg.training.generator import GeneratorTraining, prediction_figures, train_generator
 from maskimg.training.run import Budget, Run
+from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from vqgan import load_image
 
 ON_CPU = {"device": "cpu", "dtype": "fp32"}
 
@@ -88,3 +92,85 @@ def test_of_a_huge_codebook_only_some_tokens_are_looked_at():
     figures = prediction_figures(model, seen)  # pyright: ignore[reportArgumentType]
     assert model.asked == 16
     assert figures["loss_masked_75_100"] == 1
+
+
+# ----------------------------------------------------------------------------- an early stop
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Held-out losses as one likes them, one for each evaluation of the training under test."""
+
+    def play(*losses: float) -> None:
+        coming = iter(losses)
+        monkeypatch.setattr("maskimg.training.generator.held_out_loss", lambda model, unseen: next(coming))
+
+    return play
+
+
+def test_training_ends_after_so_many_evaluations_without_a_better_loss(tmp_path, judged):
+    """Steps 1, 2, 3 ... 9 of ten are evaluated: the best is the second, and three more are waited for."""
+    judged(3.0, 2.0, 2.5, 2.0, 2.2, 9.9)
+    model, run = _generator(tmp_path / "run", steps=10, patience=3)
+    assert (run.step, run.finished, run.stopped) == (6, True, False)
+    (line,) = (line for line in _lines(run) if "ended" in line)
+    assert line["ended"] == "no better held-out loss than 2.000 of step 2 in 3 evaluations"
+    kept = load_file(run.directory / "best" / "model.safetensors")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_best_weights_are_the_averages_of_their_step(tmp_path, judged, monkeypatch):
+    """Beside a run that looks at nothing else but the weights of step 2."""
+    seen = []
+
+    def look(model, unseen):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return 3.0 - len(seen) if len(seen) <= 2 else 5.0 + len(seen)
+
+    monkeypatch.setattr("maskimg.training.generator.held_out_loss", look)
+    model, run = _generator(tmp_path / "run", steps=10, patience=20)
+    assert (run.step, len(seen)) == (10, 10)
+    assert all(torch.equal(tensor, seen[1][name]) for name, tensor in model.state_dict().items())
+    assert any(not torch.equal(tensor, seen[-1][name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_run_that_gave_up_stays_so_and_one_with_more_patience_goes_on(tmp_path, judged):
+    judged(3.0, 2.0, 2.5, 2.5, 9.9)
+    first, run = _generator(tmp_path / "run", steps=10, patience=2)
+    assert run.step == 5
+    judged(9.9)
+    again, run = _generator(tmp_path / "run", steps=10, patience=2)
+    assert run.step == 5
+    assert differing(first, again) == []
+    judged(2.4, 2.4, 1.0, 1.1, 1.2, 1.3)
+    other, run = _generator(tmp_path / "run", steps=10, patience=9)
+    assert run.step == 10
+    assert differing(first, other)
+
+
+def test_waiting_goes_on_where_a_stopped_run_left_it(tmp_path, judged):
+    """Steps 2, 4 and 6 of twenty were evaluated, then 8 and 10."""
+    judged(3.0, 2.0, 2.5)
+    with stopped_at(6):
+        _, run = _generator(tmp_path / "run", steps=20, patience=3)
+    assert (run.step, run.stopped, run.finished) == (7, True, False)
+    judged(2.5, 2.5, 9.9)
+    _, run = _generator(tmp_path / "run", steps=20, patience=3)
+    assert run.step == 11
+
+
+def test_patience_with_nothing_held_out_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no picture is held out: leave `--patience` out"):
+        _generator(tmp_path / "run", cache=tiny_cache(held_out=0), patience=2)
+    with pytest.raises(ValueError, match="patience must be 0 or more, got -1"):
+        Plan(patience=-1)
+
+
+# ----------------------------------------------------------------------------- pictures
+
+
+def test_the_use_of_the_codebook_is_drawn_while_a_tokenizer_trains(tmp_path):
+    training = TokenizerTraining(batch_size=4)
+    _, run = train_tokenizer(tiny_pictures(), TOKENIZER, training, Budget(steps=3), tmp_path / "run", **ON_CPU)
+    assert load_image(run.directory / "codebook.png").size == (1280, 656)
+    assert [line["held_out_loss"] > 0 for line in _lines(run) if "held_out_loss" in line] == [True] * 3

@@ -15,6 +15,7 @@ from PIL import Image
 from maskimg import pictures as reading
 from maskimg.codes import CodeCache, encode_pictures, read_codes
 from maskimg.hardware import pick_device
+from maskimg.memorisation import Memorisation, compare, nearest_sheet
 from maskimg.metrics import code_usage, psnr
 from maskimg.pictures import Listing, Pictures
 from maskimg.pipeline import Pipeline
@@ -49,6 +50,8 @@ class Plan:
         size: side of the pictures in pixels.
         versions: how often each picture is encoded, each time moved a little.
         flip: mirror half of the pictures for the generator too; off where left and right mean something.
+        patience: end the generator's training after so many of its ten evaluations without a better held-out loss,
+            and keep its best weights; 0 does not.
         recipe: the finished model's sampler.
         tokenizer_training, generator_training, generator and the budgets: as in their own classes.
     """
@@ -63,7 +66,12 @@ class Plan:
     generator_training: GeneratorTraining = GeneratorTraining()
     generator_budget: Budget = Budget(minutes=6.5)
     critic_budget: Budget = Budget(minutes=1)
+    patience: int = 0
     recipe: Sampler = Sampler()
+
+    def __post_init__(self):
+        if self.patience < 0:
+            raise ValueError(f"patience must be 0 or more, got {self.patience}")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -176,6 +184,7 @@ def train_folder(
     pipeline = generator_stage(cache, tokenizer, plan, work, device=device, dtype=dtype)
 
     unseen = pictures.part(held_out=True)
+    memorisation = check_memorisation(pipeline, cache, pictures, work / "generator" / "nearest.png")
     pipeline.about.update(
         {
             "name": out.name,
@@ -183,11 +192,13 @@ def train_folder(
             "example": commonest_label(cache),
             **(about or {}),
             "measured": measure(pipeline, cache, unseen),
+            "memorisation": {**dataclasses.asdict(memorisation), "in_words": memorisation.sentence},
             "plan": dataclasses.asdict(plan),
             "minutes": round((time.perf_counter() - started) / 60, 1),
         }
     )
-    pipeline.save_pretrained(out, pictures={"samples.png": Image.open(work / "generator" / "samples.png")})
+    sheets = {name: Image.open(work / "generator" / name) for name in ("samples.png", "nearest.png")}
+    pipeline.save_pretrained(out, pictures=sheets)
     return pipeline
 
 
@@ -234,6 +245,7 @@ def generator_stage(
         work / "generator",
         decode=tokenizer.decode,
         sampler=plan.recipe,
+        patience=plan.patience,
         device=device,
         dtype=dtype,
     )
@@ -268,6 +280,23 @@ def measure(pipeline: Pipeline, cache: CodeCache, unseen: Pictures) -> dict[str,
             held_out_loss(pipeline.generator, cache.part(held_out=True)), 3
         )
     return figures
+
+
+def check_memorisation(
+    pipeline: Pipeline, cache: CodeCache, pictures: Pictures, path: Path, count: int = 32
+) -> Memorisation:
+    """Draw samples with the model's own recipe and hold them against the training grids; writes a sheet to `path`.
+
+    The labels are those of training pictures at even distances, so samples and pictures are of one kind.
+    """
+    training, unseen = cache.part(held_out=False), cache.part(held_out=True)
+    chosen = torch.linspace(0, len(training.names) - 1, count).long()
+    condition = training.labels[chosen].to(pipeline.device) if training.fields else None
+    samples = pipeline.generator.generate(count, condition, sampler=pipeline.recipe, seeds=torch.arange(count)).cpu()
+    report, found = compare(samples, unseen.codes[0, :1024], training.codes)
+    originals = normalize(pictures.part(held_out=False).pixels[found.index])
+    nearest_sheet(pipeline.decode(samples).cpu(), originals, found.shares).save(path)
+    return report
 
 
 def usual_side(paths: list[Path]) -> int:

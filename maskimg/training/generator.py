@@ -13,6 +13,7 @@ from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit, Predictions
 from maskimg.metrics import losses_by_mask_ratio, monochrome_warning, token_accuracy
 from maskimg.sampler import Sampler
+from maskimg.training.early import Best
 from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
 from maskimg.training.watch import look_back
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
@@ -68,6 +69,7 @@ def train_generator(
     *,
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
     sampler: Sampler | None = None,
+    patience: int = 0,
     device: str = "auto",
     dtype: str = "auto",
 ) -> tuple[MaskGit, Run]:
@@ -75,12 +77,19 @@ def train_generator(
 
     Args:
         decode: codes (b, h, w) -> images; with it, samples.png is drawn ten times on the way.
+        patience: stop after so many of the ten evaluations without a better held-out loss, and return the best
+            averaged weights instead of the last; 0 trains to the end of the budget.
+
+    Raises:
+        ValueError: there is patience, but nothing is held out.
 
     Returns the model with averaged weights, in eval mode, and the run.
     """
     where = pick_device(device)
     number_format = pick_dtype(dtype, where)
     train, unseen = cache.part(held_out=False), cache.part(held_out=True)
+    if patience and not len(unseen.labels):
+        raise ValueError("patience needs a held-out loss to go by, but no picture is held out: leave `--patience` out")
 
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
@@ -91,6 +100,7 @@ def train_generator(
     run = _run(directory, budget, "generator", config, training, cache)
     run.restore(model=model, ema=ema, **optimizers)
     shown = int(10 * budget.progress(run.step, run.seconds))
+    best = Best(run, patience) if patience else None
     if budget.long:
         compile_blocks(model.net, where)
 
@@ -114,7 +124,10 @@ def train_generator(
             shown = int(10 * progress)
             averaged = _averaged(config, training, ema, where)
             with autocast(where, number_format):
-                run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+                judged = held_out_loss(averaged, unseen)
+                run.write_log(held_out_loss=judged)
+                if best:
+                    best.look(judged, averaged)
                 if decode:
                     images = draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
                     if progress >= 0.5:  # before that they may be of one colour
@@ -124,7 +137,12 @@ def train_generator(
 
     averaged = _averaged(config, training, ema, where)
     with autocast(where, number_format):
-        run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+        if run.finished:  # an interrupted run is judged when it is done
+            judged = held_out_loss(averaged, unseen)
+            run.write_log(held_out_loss=judged)
+            if best:
+                best.look(judged, averaged)
+                best.fill(averaged)
         if decode:
             draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
     return averaged, run

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from maskimg.charts import usage_chart
 from maskimg.evaluate import train_judge
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.metrics import codebook_warning, monochrome_warning
@@ -106,7 +107,8 @@ def train_tokenizer(
     """Train on the pictures that are not held out; continues what `directory` holds.
 
     Returns the tokenizer with averaged weights, in eval mode, and the run (`run.stopped` says whether it was
-    interrupted). Writes log.jsonl, checkpoints and reconstructions.png (held-out pictures above, theirs below).
+    interrupted). Writes log.jsonl, checkpoints, reconstructions.png (held-out pictures above, theirs below) and
+    codebook.png (how often each code was used lately).
     """
     where = pick_device(device)
     number_format = pick_dtype(dtype, where)
@@ -194,10 +196,12 @@ def train_tokenizer(
                 for warning in look_back(run.directory, training.learning_rate, loss="pixel_loss"):
                     run.warn(warning)
             write_reconstructions(averaged, unseen, run.directory / "reconstructions.png")
+            usage_chart(usage.counts.tolist()).save(run.directory / "codebook.png")
 
     model = _averaged(model, ema)
     run.write_log(held_out_loss=held_out_loss(model, unseen))
     write_reconstructions(model, unseen, run.directory / "reconstructions.png")
+    usage_chart(usage.counts.tolist()).save(run.directory / "codebook.png")
     return model, run
 
 
@@ -212,12 +216,14 @@ def augment(pixels: torch.Tensor, training: TokenizerTraining, generator: torch.
 @torch.no_grad()
 def held_out_loss(model: Tokenizer, pixels: torch.Tensor, limit: int = 128) -> float:
     """The pixel loss on uint8 pictures (n, 3, H, W) that were not trained on; NaN where there are none."""
+    if not len(pixels):
+        return float("nan")
     device = next(model.parameters()).device
     losses = []
     for part in pixels[:limit].split(64):
         images = normalize(part).to(device)
         losses += [reconstruction_loss(model.decode(model.encode(images)), images).item()] * len(part)
-    return statistics.fmean(losses) if losses else float("nan")
+    return statistics.fmean(losses)
 
 
 def write_reconstructions(model: Tokenizer, pixels: torch.Tensor, path: Path, count: int = 32) -> None:
