@@ -15,7 +15,7 @@ DENSITY = 2  # pixels a point
 FINE = 2  # times finer while drawing
 INK, FAINT, GRID, GROUND, PAGE = "#20262e", "#77808c", "#e6e9ed", "#ffffff", "#f5f6f8"
 # Told apart by the colour-blind as well, after Okabe and Ito.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f3c8d", "#4d4d4d")
+COLOURS: tuple[str, ...] = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f3c8d", "#4d4d4d")
 PANEL = (400, 250)
 MARGIN, GAP, TOP, BOTTOM, LEFT, RIGHT = 18, 16, 34, 26, 46, 14
 MANY = 60  # points, from which a curve is drawn as a moving mean over a pale one
@@ -333,7 +333,8 @@ class _Clip:
 
     def __init__(self, canvas: _Canvas, box: tuple[float, float, float, float]):
         self.canvas = canvas
-        self.box = tuple(round(each * DENSITY * FINE) for each in box)
+        left, top, right, bottom = (round(each * DENSITY * FINE) for each in box)
+        self.box = left, top, right, bottom
 
     def __enter__(self) -> _Canvas:
         self.before = self.canvas.image.copy()

@@ -134,6 +134,7 @@ def train(parser: Parser, arguments: list[str]) -> None:
         dtype=given.dtype,
         max_bad=given.max_bad,
         about={"licence": given.licence} if given.licence else None,
+        track=given.track,
         progress=tqdm,
     )
     _say_bad(working_directory(Path(given.out)) / "pictures" / "bad.txt")
@@ -154,9 +155,10 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
     _say_plan(listing, plan, work)
     pictures = read_pictures(listing, plan.size, work / "pictures", max_bad=given.max_bad, progress=tqdm)
     _say_bad(work / "pictures" / "bad.txt")
-    tokenizer_stage(pictures, plan, work / "tokenizer", device=given.device, dtype=given.dtype).save_pretrained(
-        given.out
+    tokenizer = tokenizer_stage(
+        pictures, plan, work / "tokenizer", track=given.track, device=given.device, dtype=given.dtype
     )
+    tokenizer.save_pretrained(given.out)
     print(f"done: reconstructions in {work / 'tokenizer' / 'reconstructions.png'}; next, `maskimg encode`")
 
 
@@ -201,7 +203,7 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     out = Path(given.out)
     pipeline = generator_stage(
         cache, Tokenizer.from_pretrained(given.tokenizer_directory), plan, working_directory(out),
-        device=given.device, dtype=given.dtype,
+        track=given.track, device=given.device, dtype=given.dtype,
     )  # fmt: skip
     pipeline.about.update({"name": out.name, "data": {"pictures": cache.codes.shape[1]}})
     pipeline.save_pretrained(out)
@@ -594,6 +596,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     import dataclasses
 
     from maskimg.training.folder import PRESETS, Plan, plan_for
+    from maskimg.training.trackers import check_tracker
 
     if not codes:
         parser.add_argument("folder", type=str, help="folder of pictures; subfolders or a labels.csv become labels")
@@ -602,6 +605,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     parser.add_argument("--out", type=str, required=True, help=out)
     parser.add_argument("--preset", type=str, default="auto", help="auto, cpu or gpu")
     parser.add_argument("--minutes", type=float, help="of training in all, instead of the preset's")
+    parser.add_argument("--track", type=str, help="tensorboard, trackio or wandb: figures and pictures there, too")
     _add_machine(parser)
     parser.add_argument("--config", action="config", help="YAML file with what differs from the plan")
     parser.add_class_arguments(Plan)
@@ -609,6 +613,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     given = parser.parse_args(arguments)
     if given.preset not in ("auto", *PRESETS):
         raise Refused(f"--preset must be auto, {' or '.join(PRESETS)}, got `{given.preset}`")
+    check_tracker(given.track)
     if given.minutes is not None and not 0 < given.minutes < 1e6:
         raise Refused(f"--minutes must be more than 0, got {given.minutes}")
 

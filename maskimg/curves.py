@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -104,13 +105,14 @@ def _stage_panels(runs: Sequence[RunLog], colours: dict[str, str]) -> list[Panel
         panels += [_plain(runs, colours, name, f"{prefix}loss, {BUCKETS[name]} masked") for name in buckets]
         if _logged(runs, "accuracy"):
             panels.append(_plain(runs, colours, "accuracy", prefix + "token accuracy", percent=True))
-    for name, title, options in (
+    others: list[tuple[str, str, dict[str, Any]]] = [
         ("codes_used", "codes used", {"percent": True}),
         ("codes_entropy", "entropy of the codes' use, in bits", {}),
         ("gradient_norm", "gradient norm", {"log": True, "note": "before clipping"}),
-    ):
-        if _logged(runs, name):
-            panels.append(_plain(runs, colours, name, prefix + title, **options))
+    ]
+    panels += [
+        _plain(runs, colours, name, prefix + title, **options) for name, title, options in others if _logged(runs, name)
+    ]
     return [panel for panel in panels if any(len(curve.steps) for curve in panel.curves)]
 
 

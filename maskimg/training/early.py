@@ -1,12 +1,10 @@
 """Early stopping: the weights with the best held-out loss so far, and when to give up hope of better ones."""
 
 import math
-import sys
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm import tqdm
 
 from maskimg.training.logs import read_log
 from maskimg.training.run import Run
@@ -40,7 +38,7 @@ class Best:
             self._keep(loss, averaged)
         elif self.waited >= self.patience and not self.run.finished:
             sentence = f"no better held-out loss than {self.loss:.3f} of step {self.step} in {self.waited} evaluations"
-            tqdm.write(f"stopping at step {self.run.step}: {sentence}", file=sys.stderr)
+            self.run.say(f"stopping at step {self.run.step}: {sentence}")
             self.run.write_log(ended=sentence)
             self.run.end()
 

@@ -167,9 +167,13 @@ def train_folder(
     dtype: str = "auto",
     max_bad: float = 0.01,
     about: dict | None = None,
+    track: str | None = None,
     progress=None,
 ) -> Pipeline:
     """Train every stage and write a model directory to `out`; returns the finished model.
+
+    Args:
+        track: `tensorboard`, `trackio` or `wandb`, told of figures and pictures beside the log.
 
     Raises:
         Stopped: interrupted; a rerun continues.
@@ -179,9 +183,9 @@ def train_folder(
     work = working_directory(out)
     started = time.perf_counter()
     pictures = reading.read_pictures(listing, plan.size, work / "pictures", max_bad=max_bad, progress=progress)
-    tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", device=device, dtype=dtype)
+    tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", track=track, device=device, dtype=dtype)
     cache = encode_stage(tokenizer, pictures, plan, work / "codes", progress=progress)
-    pipeline = generator_stage(cache, tokenizer, plan, work, device=device, dtype=dtype)
+    pipeline = generator_stage(cache, tokenizer, plan, work, track=track, device=device, dtype=dtype)
 
     unseen = pictures.part(held_out=True)
     memorisation = check_memorisation(pipeline, cache, pictures, work / "generator" / "nearest.png")
@@ -203,15 +207,22 @@ def train_folder(
 
 
 def tokenizer_stage(
-    pictures: Pictures, plan: Plan, directory: Path, *, device: str = "auto", dtype: str = "auto"
+    pictures: Pictures,
+    plan: Plan,
+    directory: Path,
+    *,
+    track: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> Tokenizer:
     """Train the tokenizer, or read the one that is already finished in `directory`/model."""
     finished = _finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
     if finished:
         return Tokenizer.from_pretrained(finished).to(pick_device(device))
     tokenizer, run = train_tokenizer(
-        pictures, plan.tokenizer, plan.tokenizer_training, plan.tokenizer_budget, directory, device=device, dtype=dtype
-    )
+        pictures, plan.tokenizer, plan.tokenizer_training, plan.tokenizer_budget, directory,
+        track=track, device=device, dtype=dtype,
+    )  # fmt: skip
     _require_finished(run)
     tokenizer.save_pretrained(directory / "model")
     _mark_finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
@@ -231,7 +242,14 @@ def encode_stage(tokenizer: Tokenizer, pictures: Pictures, plan: Plan, directory
 
 
 def generator_stage(
-    cache: CodeCache, tokenizer: Tokenizer, plan: Plan, work: Path, *, device: str = "auto", dtype: str = "auto"
+    cache: CodeCache,
+    tokenizer: Tokenizer,
+    plan: Plan,
+    work: Path,
+    *,
+    track: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> Pipeline:
     """Train generator and critic on cached codes; continues what `work` holds."""
     size = dataclasses.asdict(plan.generator)
@@ -246,6 +264,7 @@ def generator_stage(
         decode=tokenizer.decode,
         sampler=plan.recipe,
         patience=plan.patience,
+        track=track,
         device=device,
         dtype=dtype,
     )
@@ -254,7 +273,7 @@ def generator_stage(
         critic_config = dataclasses.replace(config, depth=critic_depth)
         _, run = train_critic(
             cache, generator, critic_config, plan.generator_training, plan.critic_budget, work / "critic",
-            device=device, dtype=dtype,
+            track=track, device=device, dtype=dtype,
         )  # fmt: skip
         _require_finished(run)
     return Pipeline(tokenizer, generator, labels=cache.fields, recipe=plan.recipe, device=device, dtype=dtype)

@@ -70,6 +70,7 @@ def train_generator(
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
     sampler: Sampler | None = None,
     patience: int = 0,
+    track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
 ) -> tuple[MaskGit, Run]:
@@ -97,7 +98,7 @@ def train_generator(
     optimizers = _optimizers(model, config, training)
     ema = Ema(model, training.ema_decay)
 
-    run = _run(directory, budget, "generator", config, training, cache)
+    run = _run(directory, budget, "generator", config, training, cache, track)
     run.restore(model=model, ema=ema, **optimizers)
     shown = int(10 * budget.progress(run.step, run.seconds))
     best = Best(run, patience) if patience else None
@@ -129,7 +130,7 @@ def train_generator(
                 if best:
                     best.look(judged, averaged)
                 if decode:
-                    images = draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
+                    images = _show_samples(run, averaged, decode, sampler)
                     if progress >= 0.5:  # before that they may be of one colour
                         run.warn(monochrome_warning(images, decode(train.codes[0, : len(images)])))
             for warning in look_back(run.directory, training.learning_rate):
@@ -144,7 +145,8 @@ def train_generator(
                 best.look(judged, averaged)
                 best.fill(averaged)
         if decode:
-            draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
+            _show_samples(run, averaged, decode, sampler)
+    run.close()
     return averaged, run
 
 
@@ -156,6 +158,7 @@ def train_critic(
     budget: Budget,
     directory: str | Path,
     *,
+    track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
 ) -> tuple[TokenCritic, Run]:
@@ -176,7 +179,7 @@ def train_critic(
     optimizers = _optimizers(critic, config, training)
     ema = Ema(critic, training.ema_decay)
 
-    run = _run(directory, budget, "critic", config, training, cache)
+    run = _run(directory, budget, "critic", config, training, cache, track)
     run.restore(model=critic, ema=ema, **optimizers)
     if budget.long:
         compile_blocks(model, where)
@@ -200,6 +203,7 @@ def train_critic(
     ema.copy_to(averaged)
     model.token_critic = averaged
     model.eval()
+    run.close()
     return averaged, run
 
 
@@ -223,17 +227,26 @@ def held_out_loss(model: MaskGit, unseen: CodeCache, limit: int = 512) -> float:
 
 @torch.no_grad()
 def draw_samples(
-    model: MaskGit, decode: Callable[[torch.Tensor], torch.Tensor], sampler: Sampler, path: Path, count: int = 32
+    model: MaskGit, decode: Callable[[torch.Tensor], torch.Tensor], sampler: Sampler, count: int = 32
 ) -> torch.Tensor:
-    """Samples (count, 3, H, W), one label of the first field after the other, always the same seeds; writes a sheet."""
+    """Samples (count, 3, H, W), one label of the first field after the other, always the same seeds."""
     condition = None
     if model.net.label_sizes:
         condition = torch.tensor(model.net.label_sizes).repeat(count, 1)
         condition[:, 0] = torch.arange(count) % model.net.label_sizes[0]
         condition = condition.to(model.device)
     codes = model.generate(count, condition, sampler=sampler, seeds=torch.arange(count))
-    images = decode(codes)
-    sheet([to_pil(image) for image in images], 8).save(path)
+    return decode(codes)
+
+
+def _show_samples(
+    run: Run, model: MaskGit, decode: Callable[[torch.Tensor], torch.Tensor], sampler: Sampler | None
+) -> torch.Tensor:
+    """`draw_samples`, and their sheet in the run's directory."""
+    images = draw_samples(model, decode, sampler or Sampler())
+    with run.sparing():
+        sheet([to_pil(image) for image in images], 8).save(run.directory / "samples.png")
+    run.picture("samples.png")
     return images
 
 
@@ -345,13 +358,14 @@ def _run(
     config: TransformerConfig,
     training: GeneratorTraining,
     cache: CodeCache,
+    track: str | None,
 ) -> Run:
     identity = {
         describe: dataclasses.asdict(config),
         "training": dataclasses.asdict(training),
         "data": cache.fingerprint,
     }
-    return Run(directory, budget, describe=describe, identity=identity)
+    return Run(directory, budget, describe=describe, identity=identity, track=track)
 
 
 def _averaged(config: TransformerConfig, training: GeneratorTraining, ema: Ema, device: torch.device) -> MaskGit:

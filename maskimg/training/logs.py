@@ -38,7 +38,7 @@ def read_log(path: str | Path) -> Log:
     """
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return Log([])
     lines: list[dict[str, Any]] = []
     damaged = 0

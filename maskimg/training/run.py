@@ -4,6 +4,7 @@ Nothing here is random: a step's randomness comes from `step_generator(seed, ste
 from `batch_indices(seed, step, ...)`, so a run that is stopped and resumed sees what an uninterrupted one sees.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm import tqdm
 
+from maskimg.training.trackers import open_tracker
+from maskimg.training.view import Line, Live, open_view
 from vqgan import files
 
 CHECKPOINT_SECONDS = 60.0
@@ -108,10 +110,20 @@ class Run:
             ...
             run.log(loss=loss)
 
+    `track` names a tracker (see `trackers`) that is told what is logged, too.
+
     Checkpoints are written every minute, when the loop is stopped (SIGINT, SIGTERM) and at the end.
     """
 
-    def __init__(self, directory: str | Path, budget: Budget, *, describe: str, identity: dict[str, Any]):
+    def __init__(
+        self,
+        directory: str | Path,
+        budget: Budget,
+        *,
+        describe: str,
+        identity: dict[str, Any],
+        track: str | None = None,
+    ):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.budget, self.describe = budget, describe
@@ -122,7 +134,9 @@ class Run:
         self._ended = False
         self._state: dict[str, Any] = {}
         self._pending: dict[str, list[torch.Tensor]] = {}
-        self._bar: tqdm | None = None
+        self._view: Line | Live | None = None
+        self._tracking = open_tracker(track, self.directory, describe, self.identity, self.say)
+        self._spared = False
 
     @property
     def finished(self) -> bool:
@@ -157,7 +171,7 @@ class Run:
     def steps(self) -> Iterator[tuple[int, float]]:
         """Yield (step, progress in [0, 1)) until the budget is used up or the run is stopped."""
         saved = last = time.perf_counter()
-        with torch.random.fork_rng(), _StopSignals() as signals, self._progress_bar() as self._bar:
+        with torch.random.fork_rng(), _StopSignals() as signals, self._open_view() as self._view:
             while not self.finished and not signals.received:
                 # Dropout and a codebook's restarts draw from torch's own generator: its state is the step's, too.
                 torch.manual_seed(self.step)
@@ -166,7 +180,7 @@ class Run:
                 now = time.perf_counter()
                 self.seconds += now - last
                 last = now
-                self._show()
+                self._view.show(self.step, self.seconds, self.budget.progress(self.step, self.seconds))
                 if now - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = last = time.perf_counter()
@@ -174,7 +188,7 @@ class Run:
             if self._pending:
                 self.write_log()
             self.stopped = signals.received
-        self._bar = None
+        self._view = None
 
     def log(self, **values: torch.Tensor | float) -> None:
         """Collect a step's figures; a line with their means is written every fiftieth step."""
@@ -186,8 +200,37 @@ class Run:
     def warn(self, sentence: str | None) -> None:
         """Print a warning above the progress bar and put it into the log; None is no warning."""
         if sentence:
-            tqdm.write(f"warning at step {self.step}: {sentence}", file=sys.stderr)
+            self.say(f"warning at step {self.step}: {sentence}")
             self.write_log(warning=sentence)
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the progress bar."""
+        if self._view is not None:
+            self._view.say(sentence)
+        else:
+            print(sentence, file=sys.stderr)
+
+    @contextlib.contextmanager
+    def sparing(self) -> Iterator[None]:
+        """What is only there to be seen may fail, as on a full disk; that is said once, and training goes on."""
+        try:
+            yield
+        except OSError as error:
+            if not self._spared:
+                self.say(
+                    f"warning at step {self.step}: a log or sheet could not be written ({error}); training goes on"
+                )
+            self._spared = True
+
+    def picture(self, name: str) -> None:
+        """Tell the tracker, if there is one, of a picture that was written to the run's directory."""
+        if self._tracking is not None:
+            self._tracking.picture(self.directory / name, self.step)
+
+    def close(self) -> None:
+        """Nothing more will be logged."""
+        if self._tracking is not None:
+            self._tracking.close()
 
     def require_finite(self, loss: torch.Tensor) -> None:
         """Raises: TrainingError where the loss is not a finite number, before it can reach the weights."""
@@ -202,11 +245,12 @@ class Run:
         means = {name: torch.stack([v.float().cpu() for v in vs]).mean().item() for name, vs in self._pending.items()}
         self._pending.clear()
         line = {"step": self.step, "seconds": round(self.seconds, 1), **means, **extra}
-        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
+        with self.sparing(), (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if self._bar is not None:
-            shown = {name: f"{value:.3f}" for name, value in means.items()}
-            self._bar.set_postfix(shown, refresh=False)
+        if self._view is not None:
+            self._view.add(line)
+        if self._tracking is not None:
+            self._tracking.figures(line, self.step)
 
     def save(self) -> None:
         """Write a checkpoint, whole or not at all, and only then drop the older ones."""
@@ -237,27 +281,9 @@ class Run:
     def _checkpoints(self) -> list[Path]:
         return sorted((self.directory / "checkpoints").glob("step-*"))
 
-    def _progress_bar(self) -> tqdm:
+    def _open_view(self) -> Line | Live:
         total = self.budget.steps if self.budget.minutes is None else None
-        layout = "{desc}: {bar} {postfix}" if total is None else None
-        bar = tqdm(total=total or 1.0, desc=self.describe, bar_format=layout, mininterval=1.0, dynamic_ncols=True)
-        bar.n = self.step if total else self.budget.progress(self.step, self.seconds)
-        return bar
-
-    def _show(self) -> None:
-        bar = self._bar
-        if bar is None:
-            return
-        if self.budget.minutes is None:
-            bar.update(1)
-            return
-        # tqdm's own rate means nothing where the total is a share of time, so say rate and time left in words.
-        left = self.seconds / max(self.budget.progress(self.step, self.seconds), 1e-9) - self.seconds
-        bar.set_description(
-            f"{self.describe} step {self.step}, {self.step / self.seconds:.1f}/s, {left / 60:.1f} min left",
-            refresh=False,
-        )
-        bar.update(self.budget.progress(self.step, self.seconds) - bar.n)
+        return open_view(self.describe, total, self.step, self.budget.progress(self.step, self.seconds))
 
 
 class _StopSignals:

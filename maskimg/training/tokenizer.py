@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -101,6 +102,7 @@ def train_tokenizer(
     budget: Budget,
     directory: str | Path,
     *,
+    track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
 ) -> tuple[Tokenizer, Run]:
@@ -123,8 +125,9 @@ def train_tokenizer(
     opponent = _adamw(discriminator, training)
     ema = Ema(model, training.ema_decay)
 
-    identity = {"tokenizer": dataclasses.asdict(config), "training": dataclasses.asdict(training)}
-    run = Run(directory, budget, describe="tokenizer", identity={**identity, "data": pictures.fingerprint})
+    identity: dict[str, Any] = {"tokenizer": dataclasses.asdict(config), "training": dataclasses.asdict(training)}
+    identity["data"] = pictures.fingerprint
+    run = Run(directory, budget, describe="tokenizer", identity=identity, track=track)
     run.restore(
         model=model,
         ema=ema,
@@ -195,13 +198,12 @@ def train_tokenizer(
             if not training.adversarial_weight_at(progress):  # an opponent may well raise the error and the gradients
                 for warning in look_back(run.directory, training.learning_rate, loss="pixel_loss"):
                     run.warn(warning)
-            write_reconstructions(averaged, unseen, run.directory / "reconstructions.png")
-            usage_chart(usage.counts.tolist()).save(run.directory / "codebook.png")
+            _write_sheets(run, averaged, unseen, usage)
 
     model = _averaged(model, ema)
     run.write_log(held_out_loss=held_out_loss(model, unseen))
-    write_reconstructions(model, unseen, run.directory / "reconstructions.png")
-    usage_chart(usage.counts.tolist()).save(run.directory / "codebook.png")
+    _write_sheets(run, model, unseen, usage)
+    run.close()
     return model, run
 
 
@@ -235,6 +237,14 @@ def write_reconstructions(model: Tokenizer, pixels: torch.Tensor, path: Path, co
     restored = model.decode(model.encode(images))
     pairs = [[to_pil(image), to_pil(back)] for image, back in zip(images, restored, strict=True)]
     paired_sheet(pairs, min(16, len(pairs))).save(path)
+
+
+def _write_sheets(run: Run, model: Tokenizer, unseen: torch.Tensor, usage: CodeUsage) -> None:
+    with run.sparing():
+        write_reconstructions(model, unseen, run.directory / "reconstructions.png")
+        usage_chart(usage.counts.tolist()).save(run.directory / "codebook.png")
+    for name in ("reconstructions.png", "codebook.png"):
+        run.picture(name)
 
 
 def _perceptual(pictures: Pictures, training: TokenizerTraining) -> nn.Module:
