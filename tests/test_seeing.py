@@ -1,17 +1,19 @@
 """What one sees of a training: figures of its predictions, pictures, trackers, an early stop."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from helpers import differing, random_codes, stopped_at, tiny_cache, tiny_net, tiny_pictures
 from safetensors.torch import load_file
-from tiny import NETWORK, TOKENIZER
+from tiny import NETWORK, TOKENIZER, tiny_pipeline
 
 from maskimg.maskgit import MaskGit, Predictions
 from maskimg.masking import random_mask
+from maskimg.sampler import Sampler
 from maskimg.training import run as running
-from maskimg.training.folder import Plan
+from maskimg.training.folder import NetworkSize, Plan, check_memorisation, generator_stage, tokenizer_stage
 from maskimg.training.generator import GeneratorTraining, prediction_figures, train_generator
 from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
@@ -174,3 +176,72 @@ def test_the_use_of_the_codebook_is_drawn_while_a_tokenizer_trains(tmp_path):
     _, run = train_tokenizer(tiny_pictures(), TOKENIZER, training, Budget(steps=3), tmp_path / "run", **ON_CPU)
     assert load_image(run.directory / "codebook.png").size == (1280, 656)
     assert [line["held_out_loss"] > 0 for line in _lines(run) if "held_out_loss" in line] == [True] * 3
+
+
+# ----------------------------------------------------------------------------- all of it together
+
+
+@pytest.mark.parametrize(
+    ("module", "rate", "options"), [("generator", 2e-3, {}), ("tokenizer", 2e-3, {"loss": "pixel_loss"})]
+)
+def test_what_the_log_calls_for_is_said_while_training(tmp_path, monkeypatch, capsys, module, rate, options):
+    asked = []
+
+    def look_back(directory, *arguments, **named):
+        asked.append((directory, arguments, named))
+        return ["mind the gap"]
+
+    monkeypatch.setattr(f"maskimg.training.{module}.look_back", look_back)
+    if module == "generator":
+        _, run = _generator(tmp_path / "run")
+    else:
+        training = TokenizerTraining(batch_size=4)
+        _, run = train_tokenizer(tiny_pictures(), TOKENIZER, training, Budget(steps=6), tmp_path / "run", **ON_CPU)
+    assert asked == [(run.directory, (rate,), options)] * 5
+    assert sum(line.get("warning") == "mind the gap" for line in _lines(run)) == 5
+    assert "mind the gap" in capsys.readouterr().err
+
+
+def test_of_a_tokenizer_with_an_opponent_the_rate_is_not_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr("maskimg.training.tokenizer.look_back", lambda *_, **__: pytest.fail("judged"))
+    training = TokenizerTraining(batch_size=4, adversarial_weight=0.1, adversarial_start=0.0)
+    train_tokenizer(tiny_pictures(), TOKENIZER, training, Budget(steps=3), tmp_path / "run", **ON_CPU)
+
+
+def test_the_stages_of_a_model_hand_on_patience_and_tracker(tmp_path, monkeypatch, judged):
+    opened = []
+    monkeypatch.setattr(running, "open_tracker", lambda name, _, describe, *__: opened.append((name, describe)))
+    judged(1.0, 2.0, 3.0)
+    plan = Plan(
+        tokenizer=TOKENIZER,
+        tokenizer_training=TokenizerTraining(batch_size=4),
+        tokenizer_budget=Budget(steps=2),
+        generator=NetworkSize(dim=32, depth=1, heads=2, critic_depth=1),
+        generator_training=GeneratorTraining(batch_size=4),
+        generator_budget=Budget(steps=10),
+        critic_budget=Budget(steps=2),
+        patience=1,
+        recipe=Sampler(steps=2),
+    )
+    tokenizer = tokenizer_stage(tiny_pictures(), plan, tmp_path / "tokenizer", track="wandb", device="cpu")
+    generator_stage(tiny_cache(), tokenizer, plan, tmp_path, track="wandb", device="cpu", dtype="fp32")
+    assert opened == [("wandb", "tokenizer"), ("wandb", "generator"), ("wandb", "critic")]
+    assert "no better held-out loss than 1.000" in (tmp_path / "generator" / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_model_that_repeats_its_training_grids_is_found_out(tmp_path, monkeypatch, labels):
+    pipeline, cache = tiny_pipeline(labels=labels), tiny_cache(labels=labels)
+    noise = random_codes(48, NETWORK, seed=5).view(2, 24, 4, 4)
+    cache = dataclasses.replace(cache, codes=noise)
+    honest = check_memorisation(pipeline, cache, tiny_pictures(24, held_out=4), tmp_path / "nearest.png")
+    assert not honest.alarming
+    assert load_image(tmp_path / "nearest.png").size == (8 * 18 + 2, 8 * 18 + 2)
+
+    def repeat(self, count, condition, **_):
+        assert (condition is not None) == labels
+        return noise[1, torch.arange(count) % 20]
+
+    monkeypatch.setattr(MaskGit, "generate", repeat)
+    report = check_memorisation(pipeline, cache, tiny_pictures(24, held_out=4), tmp_path / "nearest.png")
+    assert (report.most, report.shared, report.near, report.alarming) == (1.0, 1.0, 32, True)
