@@ -16,6 +16,7 @@ COMMANDS = {
     "train-tokenizer": "only the first stage: pictures -> tokenizer",
     "encode": "only the second stage: pictures and tokenizer -> codes",
     "train-generator": "only the third stage: codes and tokenizer -> generator, critic and model",
+    "plot": "the curves of one or several trainings, as a picture",
     "sample": "draw pictures into a folder",
     "inpaint": "redraw the painted part of a picture",
     "reconstruct": "a picture through the tokenizer and back",
@@ -154,6 +155,7 @@ def train(parser: Parser, arguments: list[str]) -> None:
         dtype=given.dtype,
         max_bad=given.max_bad,
         about={"licence": given.licence} if given.licence else None,
+        track=given.track,
         progress=_bar(),
         shard=given.shard,
     )
@@ -162,6 +164,7 @@ def train(parser: Parser, arguments: list[str]) -> None:
     _say_bad(working_directory(Path(given.out)) / "pictures" / "bad.txt")
     for name, value in pipeline.about["measured"].items():
         print(f"{name.replace('_', ' ')}: {value}")
+    print(f"learnt by heart? {pipeline.about['memorisation']['in_words']}")
     print(f"done: samples in {given.out}/samples.png; open it with `maskimg demo --model {given.out}`")
 
 
@@ -176,7 +179,9 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
     _say_plan(listing, plan, work)
     with ranks.first_goes_ahead():
         pictures = read_pictures(listing, plan.size, work / "pictures", max_bad=given.max_bad, progress=_bar())
-    tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", device=given.device, dtype=given.dtype)
+    tokenizer = tokenizer_stage(
+        pictures, plan, work / "tokenizer", track=given.track, device=given.device, dtype=given.dtype
+    )
     if not ranks.is_first():
         return
     _say_bad(work / "pictures" / "bad.txt")
@@ -244,13 +249,30 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     tokenizer = Tokenizer.from_pretrained(given.tokenizer_directory)
     require_tokenizer(cache, tokenizer)
     pipeline = generator_stage(
-        cache, tokenizer, plan, working_directory(out), device=given.device, dtype=given.dtype, shard=given.shard
-    )
+        cache, tokenizer, plan, working_directory(out),
+        track=given.track, device=given.device, dtype=given.dtype, shard=given.shard,
+    )  # fmt: skip
     if not ranks.is_first():
         return
     pipeline.about.update({"name": out.name, "data": {"pictures": cache.codes.shape[1]}})
     pipeline.save_pretrained(out)
     print(f"done: open it with `maskimg demo --model {out}`")
+
+
+def plot(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("runs", type=str, nargs="+", help="models, their .training directories, or single stages of it")
+    parser.add_argument("--out", type=str, required=True, help="PNG to write")
+    given = parser.parse_args(arguments)
+    from maskimg.curves import draw_runs, find_runs
+
+    out = _png_path(given.out)
+    runs = find_runs(given.runs)
+    for run in runs:
+        if run.log.damaged:
+            where = f"{run.name}, {run.stage}" if run.stage else run.name
+            print(f"left out: {run.log.damaged} damaged lines in the log of {where}", file=sys.stderr)
+    draw_runs(runs).save(out, format="PNG")
+    print(f"done: in {out}")
 
 
 def sample(parser: Parser, arguments: list[str]) -> None:
@@ -647,6 +669,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     import dataclasses
 
     from maskimg.training.folder import PRESETS, Plan, plan_for
+    from maskimg.training.trackers import check_tracker
 
     if not codes:
         parser.add_argument("folder", type=str, help=f"{SOURCE}; subfolders or a labels.csv become labels")
@@ -655,6 +678,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     parser.add_argument("--out", type=str, required=True, help=out)
     parser.add_argument("--preset", type=str, default="auto", help="auto, cpu or gpu")
     parser.add_argument("--minutes", type=float, help="of training in all, instead of the preset's")
+    parser.add_argument("--track", type=str, help="tensorboard, trackio or wandb: figures and pictures there, too")
     _add_machine(parser)
     parser.add_argument(
         "--shard", action="store_true", help="split the generator over torchrun's processes (FSDP2), not only the batch"
@@ -665,6 +689,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     given = parser.parse_args(arguments)
     if given.preset not in ("auto", *PRESETS):
         raise Refused(f"--preset must be auto, {' or '.join(PRESETS)}, got `{given.preset}`")
+    check_tracker(given.track)
     if given.minutes is not None and not 0 < given.minutes < 1e6:
         raise Refused(f"--minutes must be more than 0, got {given.minutes}")
 

@@ -44,6 +44,18 @@ class Prepared(NamedTuple):
     critic: Modulation | Condition
 
 
+class Predictions(NamedTuple):
+    """What a training step knows of its masked tokens: features (m, d), losses (m,), right codes (m,), mask (b, h, w).
+
+    Without gradients; the tokens are in raster order, one grid after the other.
+    """
+
+    features: torch.Tensor
+    losses: torch.Tensor
+    codes: torch.Tensor
+    masked: torch.Tensor
+
+
 class SelfConditioning(nn.Module):
     """Features (b, h, w, d) of an earlier look -> what is added to the codes' embeddings; a learned null before it."""
 
@@ -158,6 +170,7 @@ class MaskGit(nn.Module):
         self.critic_loss_weight, self.critic_target = critic_loss_weight, critic_target
         self.loss_weight, self.visible_weight = loss_weight, visible_weight
         h, w = self.net.grid
+        self.observer: Callable[[Predictions], None] | None = None  # told what each training step predicts
         self._elbo_weights = elbo_weights(h * w, schedule) if loss_weight == "elbo" else torch.zeros(0)
 
     @property
@@ -459,10 +472,12 @@ class MaskGit(nn.Module):
     ) -> torch.Tensor:
         if self.visible_weight:
             losses = self.net.cross_entropy(features.flatten(0, 2), codes.flatten(), self.label_smoothing)
+            self._tell(features, losses[masked.flatten()], codes, masked)
             weights = torch.where(masked, 1.0, self.visible_weight).flatten()
             return (losses * weights).sum() / weights.sum()
         # The head is run at masked positions only.
         losses = self.net.cross_entropy(features[masked], codes[masked], self.label_smoothing)
+        self._tell(features, losses, codes, masked)
         if self.loss_weight == "elbo":
             weights = self._elbo_weights[masked.sum((1, 2)).cpu()].to(losses)[:, None, None].expand(codes.shape)
             return (losses * weights[masked]).sum() / codes.numel()
@@ -470,6 +485,11 @@ class MaskGit(nn.Module):
             weights = self.loss_weight(r).to(losses)[:, None, None].expand(codes.shape)
             losses = losses * weights[masked]
         return losses.mean()
+
+    def _tell(self, features: torch.Tensor, losses: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor) -> None:
+        if self.observer is not None:
+            with torch.no_grad():
+                self.observer(Predictions(features.detach()[masked], losses.detach(), codes[masked], masked))
 
     def _checked(self, codes: torch.Tensor, only_generator: bool, only_critic: bool) -> torch.Tensor:
         h, w = self.grid

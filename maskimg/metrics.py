@@ -1,9 +1,10 @@
 """Figures that need nothing but tensors: closeness of pictures, use of codes, distance of features, and warnings.
 
-Shapes: n pictures, c channels, y x pixels, d features.
+Shapes: n pictures, c channels, y x pixels, d features; b grids of h w tokens, m masked ones in all, v codes.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from einops import rearrange, reduce
 
 LOW_USAGE = 0.5  # below this share of the codes there is a warning
 LOW_ENTROPY = 0.6  # below this share of the bits that even use would carry
+MASK_RATIOS = (0, 25, 50, 75, 100)  # per cent; the bounds between which losses are told apart
 LOW_SPREAD = 0.25  # below this share of the data's spread pictures count as flat, or as all alike
 
 
@@ -80,6 +82,45 @@ def code_usage(codes: torch.Tensor, vocab_size: int) -> tuple[float, float]:
     shares = codes.flatten().bincount(minlength=vocab_size).double() / codes.numel()
     entropy = -(shares * shares.clamp(min=1e-300).log2()).sum()
     return (shares > 0).double().mean().item(), entropy.item()
+
+
+def losses_by_mask_ratio(losses: torch.Tensor, masked: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Losses of the m masked tokens and where they are (b, h, w) -> the mean loss of grids masked alike.
+
+    Named `loss_masked_25_50` for the tokens of grids of which more than 25 and up to 50 % are masked; a range in which
+    there is no grid is left out. How hard a token is depends on what else is missing, so a mean over all hides much.
+    """
+    count = masked.sum((1, 2))
+    share = (100 * count).repeat_interleave(count)  # in per cent of a token: whole numbers have exact bounds
+    tokens = masked[0].numel()
+    means = {}
+    for low, high in zip(MASK_RATIOS, MASK_RATIOS[1:], strict=False):
+        chosen = (share > low * tokens) & (share <= high * tokens)
+        if chosen.any():
+            means[f"loss_masked_{low}_{high}"] = losses[chosen].float().mean()
+    return means
+
+
+class TokenAccuracy(NamedTuple):
+    """How often the most probable code was right; and for how often that is so if the probabilities can be trusted."""
+
+    measured: torch.Tensor
+    expected: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+
+def token_accuracy(probs: torch.Tensor, codes: torch.Tensor) -> TokenAccuracy:
+    """Probabilities (m, v) and the right codes (m,) -> accuracy, and the band in which it lies 19 times in 20.
+
+    A calibrated model's most probable code is right with just that probability p, so m of them are right in mean p
+    of all cases, with a variance of sum p (1 - p) / m^2 where tokens are independent. Those of one picture are not
+    quite, which widens the true band a little.
+    """
+    confidence, guesses = probs.float().max(-1)
+    expected = confidence.mean()
+    margin = 1.96 * (confidence * (1 - confidence)).sum().sqrt() / len(codes)
+    return TokenAccuracy((guesses == codes).float().mean(), expected, expected - margin, expected + margin)
 
 
 def nearest(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:

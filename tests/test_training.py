@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import math
 
 import pytest
@@ -20,6 +19,7 @@ from maskimg.pictures import Pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
 from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
+from maskimg.training.logs import read_log
 from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskimg.transformer import MaskedTransformer, TransformerConfig
@@ -211,10 +211,9 @@ def test_samples_of_one_colour_are_said_in_words(tmp_path):
 
 def test_the_log_tells_how_the_codebook_is_used(tmp_path):
     model, run = _tokenizer(tmp_path / "run")
-    lines = [json.loads(line) for line in (run.directory / "log.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "codes_used" in line][-1]
-    assert 0 < last["codes_used"] <= 1
-    assert 0 <= last["codes_entropy"] <= math.log2(model.vocab_size)
+    log = read_log(run.directory / "log.jsonl")
+    assert 0 < log.series("codes_used")[1][-1] <= 1
+    assert 0 <= log.series("codes_entropy")[1][-1] <= math.log2(model.vocab_size)
 
 
 def test_perceptual_losses_that_cannot_be_had_are_refused(tmp_path):

@@ -26,18 +26,23 @@ class CodeUsage(nn.Module):
         self.now += codes.flatten().bincount(minlength=len(self.now))
 
     @property
+    def counts(self) -> torch.Tensor:
+        """How often each code occurred: (v,) int64."""
+        return self.now + self.before
+
+    @property
     def counted(self) -> int:
         """Tokens that the figures are of."""
-        return int((self.now + self.before).sum())
+        return int(self.counts.sum())
 
     @property
     def share(self) -> float:
         """Of the codebook, what occurred."""
-        return ((self.now + self.before) > 0).float().mean().item()
+        return (self.counts > 0).float().mean().item()
 
     @property
     def entropy(self) -> float:
         """Of the codes' use, in bits; log2 of their number where all are used alike."""
-        shares = (self.now + self.before).double()
+        shares = self.counts.double()
         shares = shares[shares > 0] / shares.sum()
         return -(shares * shares.log2()).sum().item()

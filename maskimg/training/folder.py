@@ -15,6 +15,7 @@ from PIL import Image
 from maskimg import pictures as reading
 from maskimg.codes import CodeCache, encode_pictures, read_codes
 from maskimg.hardware import pick_device
+from maskimg.memorisation import Memorisation, compare, nearest_sheet
 from maskimg.metrics import code_usage, psnr
 from maskimg.pictures import Listing, Pictures
 from maskimg.pipeline import Pipeline
@@ -51,6 +52,8 @@ class Plan:
         size: side of the pictures in pixels.
         versions: how often each picture is encoded, each time moved a little.
         flip: mirror half of the pictures for the generator too; off where left and right mean something.
+        patience: end the generator's training after so many of its ten evaluations without a better held-out loss,
+            and keep its best weights; 0 does not.
         recipe: the finished model's sampler.
         tokenizer_training, generator_training, generator and the budgets: as in their own classes.
     """
@@ -65,7 +68,12 @@ class Plan:
     generator_training: GeneratorTraining = GeneratorTraining()
     generator_budget: Budget = Budget(minutes=6.5)
     critic_budget: Budget = Budget(minutes=1)
+    patience: int = 0
     recipe: Sampler = Sampler()
+
+    def __post_init__(self):
+        if self.patience < 0:
+            raise ValueError(f"patience must be 0 or more, got {self.patience}")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -161,12 +169,16 @@ def train_folder(
     dtype: str = "auto",
     max_bad: float = 0.01,
     about: dict | None = None,
+    track: str | None = None,
     progress=None,
     shard: bool = False,
 ) -> Pipeline:
     """Train every stage and write a model directory to `out`; returns the finished model.
 
     With several processes the first alone measures and writes.
+
+    Args:
+        track: `tensorboard`, `trackio` or `wandb`, told of figures and pictures beside the log.
 
     Raises:
         Stopped: interrupted; a rerun continues.
@@ -177,14 +189,15 @@ def train_folder(
     started = time.perf_counter()
     with ranks.first_goes_ahead():
         pictures = reading.read_pictures(listing, plan.size, work / "pictures", max_bad=max_bad, progress=progress)
-    tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", device=device, dtype=dtype)
+    tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", track=track, device=device, dtype=dtype)
     with ranks.first_goes_ahead():
         cache = encode_stage(tokenizer, pictures, plan, work / "codes", progress=progress)
-    pipeline = generator_stage(cache, tokenizer, plan, work, device=device, dtype=dtype, shard=shard)
+    pipeline = generator_stage(cache, tokenizer, plan, work, track=track, device=device, dtype=dtype, shard=shard)
     if not ranks.is_first():
         return pipeline
 
     unseen = pictures.part(held_out=True)
+    memorisation = check_memorisation(pipeline, cache, pictures, work / "generator" / "nearest.png")
     pipeline.about.update(
         {
             "name": out.name,
@@ -192,24 +205,33 @@ def train_folder(
             "example": commonest_label(cache),
             **(about or {}),
             "measured": measure(pipeline, cache, unseen),
+            "memorisation": {**dataclasses.asdict(memorisation), "in_words": memorisation.sentence},
             "plan": dataclasses.asdict(plan),
             "minutes": round((time.perf_counter() - started) / 60, 1),
         }
     )
-    pipeline.save_pretrained(out, pictures={"samples.png": Image.open(work / "generator" / "samples.png")})
+    sheets = {name: Image.open(work / "generator" / name) for name in ("samples.png", "nearest.png")}
+    pipeline.save_pretrained(out, pictures=sheets)
     return pipeline
 
 
 def tokenizer_stage(
-    pictures: Pictures, plan: Plan, directory: Path, *, device: str = "auto", dtype: str = "auto"
+    pictures: Pictures,
+    plan: Plan,
+    directory: Path,
+    *,
+    track: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> Tokenizer:
     """Train the tokenizer, or read the one that is already finished in `directory`/model."""
     finished = _finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
     if finished:
         return Tokenizer.from_pretrained(finished).to(pick_device(device))
     tokenizer, run = train_tokenizer(
-        pictures, plan.tokenizer, plan.tokenizer_training, plan.tokenizer_budget, directory, device=device, dtype=dtype
-    )
+        pictures, plan.tokenizer, plan.tokenizer_training, plan.tokenizer_budget, directory,
+        track=track, device=device, dtype=dtype,
+    )  # fmt: skip
     _require_finished(run)
     if ranks.is_first():
         tokenizer.save_pretrained(directory / "model")
@@ -235,6 +257,7 @@ def generator_stage(
     plan: Plan,
     work: Path,
     *,
+    track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     shard: bool = False,
@@ -251,6 +274,8 @@ def generator_stage(
         work / "generator",
         decode=tokenizer.decode,
         sampler=plan.recipe,
+        patience=plan.patience,
+        track=track,
         device=device,
         dtype=dtype,
         shard=shard,
@@ -260,7 +285,7 @@ def generator_stage(
         critic_config = dataclasses.replace(config, depth=critic_depth)
         _, run = train_critic(
             cache, generator, critic_config, plan.generator_training, plan.critic_budget, work / "critic",
-            device=device, dtype=dtype,
+            track=track, device=device, dtype=dtype,
         )  # fmt: skip
         _require_finished(run)
     return Pipeline(tokenizer, generator, labels=cache.fields, recipe=plan.recipe, device=device, dtype=dtype)
@@ -286,6 +311,23 @@ def measure(pipeline: Pipeline, cache: CodeCache, unseen: Pictures) -> dict[str,
             held_out_loss(pipeline.generator, cache.part(held_out=True)), 3
         )
     return figures
+
+
+def check_memorisation(
+    pipeline: Pipeline, cache: CodeCache, pictures: Pictures, path: Path, count: int = 32
+) -> Memorisation:
+    """Draw samples with the model's own recipe and hold them against the training grids; writes a sheet to `path`.
+
+    The labels are those of training pictures at even distances, so samples and pictures are of one kind.
+    """
+    training, unseen = cache.part(held_out=False), cache.part(held_out=True)
+    chosen = torch.linspace(0, len(training.names) - 1, count).long()
+    condition = training.labels[chosen].to(pipeline.device) if training.fields else None
+    samples = pipeline.generator.generate(count, condition, sampler=pipeline.recipe, seeds=torch.arange(count)).cpu()
+    report, found = compare(samples, unseen.codes[0, :1024], training.codes[:4, :100_000])
+    originals = normalize(pictures.part(held_out=False).pixels[found.index])
+    nearest_sheet(pipeline.decode(samples).cpu(), originals, found.shares).save(path)
+    return report
 
 
 def usual_side(listing: Listing) -> int:

@@ -11,13 +11,15 @@ from torch import nn
 
 from maskimg.codes import CodeCache
 from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
-from maskimg.maskgit import MaskGit
-from maskimg.metrics import monochrome_warning
+from maskimg.maskgit import MaskGit, Predictions
+from maskimg.metrics import losses_by_mask_ratio, monochrome_warning, token_accuracy
 from maskimg.noise import Chance
 from maskimg.sampler import Sampler
 from maskimg.training import ranks
+from maskimg.training.early import Best
 from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
 from maskimg.training.update import Update
+from maskimg.training.watch import look_back
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from vqgan.images import sheet, to_pil
 
@@ -74,6 +76,8 @@ def train_generator(
     *,
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
     sampler: Sampler | None = None,
+    patience: int = 0,
+    track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     shard: bool = False,
@@ -82,14 +86,21 @@ def train_generator(
 
     Args:
         decode: codes (b, h, w) -> images; with it, samples.png is drawn ten times on the way.
+        patience: stop after so many of the ten evaluations without a better held-out loss, and return the best
+            averaged weights instead of the last; 0 trains to the end of the budget.
         shard: split weights and optimizer over the processes of `torchrun`, for models that do not fit into one's
             memory; else each has them all.
+
+    Raises:
+        ValueError: there is patience, but nothing is held out.
 
     Returns the model with averaged weights, in eval mode, and the run.
     """
     where = pick_device(device)
     number_format = pick_dtype(dtype, where)
     train, unseen = cache.part(held_out=False).resident(where), cache.part(held_out=True)
+    if patience and not len(unseen.labels):
+        raise ValueError("patience needs a held-out loss to go by, but no picture is held out: leave `--patience` out")
 
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
@@ -98,9 +109,10 @@ def train_generator(
     optimizers = _optimizers(model, config, training, muon=training.muon and not shard)
     ema = Ema(model, training.ema_decay)
 
-    run = _run(directory, budget, "generator", config, training, cache)
+    run = _run(directory, budget, "generator", config, training, cache, track)
     run.restore(model=model, ema=ema, **optimizers)
     shown = int(10 * budget.progress(run.step, run.seconds))
+    best = Best(run, patience) if patience else None
     if budget.long:
         compile_blocks(model.net, where)
     update = _update(run, model, optimizers, called, training)
@@ -111,7 +123,11 @@ def train_generator(
         update.set_rate(training.learning_rate * learning_rate_scale(progress))
         batch = batches(step)
 
-        # Predict the masked tokens.
+        # Predict the masked tokens; on a step that is logged, look at the predictions too.
+        figures: dict[str, torch.Tensor] = {}
+        looks = run.logs_now and ranks.is_first() and not shard
+        model.observer = _observer(model, figures) if looks else None
+
         def loss_of(places: torch.Tensor, batch=batch) -> torch.Tensor:
             codes, condition, chance = batch.part(places)
             with autocast(where, number_format):
@@ -120,24 +136,36 @@ def train_generator(
         loss = update(loss_of, training.batch_size, batch.chosen)
         ema.update(model, step)
 
-        run.log(loss=loss)
+        run.log(loss=loss, gradient_norm=update.norm, **figures)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
             averaged = _averaged(config, training, ema, where)
             if ranks.is_first():
                 with autocast(where, number_format):
-                    run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+                    judged = held_out_loss(averaged, unseen)
+                    run.write_log(held_out_loss=judged)
+                    if best:
+                        best.look(judged, averaged)
                     if decode:
-                        images = draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
+                        images = _show_samples(run, averaged, decode, sampler)
                         if progress >= 0.5:  # before that they may be of one colour
                             run.warn(monochrome_warning(images, decode(train.codes[0, : len(images)])))
+                for warning in look_back(run.directory, training.learning_rate):
+                    run.warn(warning)
 
     averaged = _averaged(config, training, ema, where)
-    if ranks.is_first() and not run.interrupted:
+    if ranks.is_first() and not run.interrupted:  # an interrupted run is judged when it is done
         with autocast(where, number_format):
-            run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+            judged = held_out_loss(averaged, unseen)
+            run.write_log(held_out_loss=judged)
+            if best:
+                best.look(judged, averaged)
             if decode:
-                draw_samples(averaged, decode, sampler or Sampler(), run.directory / "samples.png")
+                _show_samples(run, averaged, decode, sampler)
+    if best and not run.interrupted:
+        with ranks.first_goes_ahead():  # the others read what it has written
+            best.fill(averaged)
+    run.close()
     return averaged, run
 
 
@@ -149,6 +177,7 @@ def train_critic(
     budget: Budget,
     directory: str | Path,
     *,
+    track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
 ) -> tuple[TokenCritic, Run]:
@@ -170,7 +199,7 @@ def train_critic(
     optimizers = _optimizers(critic, config, training, muon=training.muon)
     ema = Ema(critic, training.ema_decay)
 
-    run = _run(directory, budget, "critic", config, training, cache)
+    run = _run(directory, budget, "critic", config, training, cache, track)
     run.restore(model=critic, ema=ema, **optimizers)
     if budget.long:
         compile_blocks(model, where)
@@ -191,12 +220,13 @@ def train_critic(
 
         loss = update(loss_of, training.batch_size, batch.chosen)
         ema.update(critic, step)
-        run.log(loss=loss)
+        run.log(loss=loss, gradient_norm=update.norm)
 
     averaged = TokenCritic(config).to(where)
     ema.copy_to(averaged)
     model.token_critic = averaged
     model.requires_grad_(True).eval()
+    run.close()
     return averaged, run
 
 
@@ -220,18 +250,47 @@ def held_out_loss(model: MaskGit, unseen: CodeCache, limit: int = 512) -> float:
 
 @torch.no_grad()
 def draw_samples(
-    model: MaskGit, decode: Callable[[torch.Tensor], torch.Tensor], sampler: Sampler, path: Path, count: int = 32
+    model: MaskGit, decode: Callable[[torch.Tensor], torch.Tensor], sampler: Sampler, count: int = 32
 ) -> torch.Tensor:
-    """Samples (count, 3, H, W), one label of the first field after the other, always the same seeds; writes a sheet."""
+    """Samples (count, 3, H, W), one label of the first field after the other, always the same seeds."""
     condition = None
     if model.net.label_sizes:
         condition = torch.tensor(model.net.label_sizes).repeat(count, 1)
         condition[:, 0] = torch.arange(count) % model.net.label_sizes[0]
         condition = condition.to(model.device)
     codes = model.generate(count, condition, sampler=sampler, seeds=torch.arange(count))
-    images = decode(codes)
-    sheet([to_pil(image) for image in images], 8).save(path)
+    return decode(codes)
+
+
+def _show_samples(
+    run: Run, model: MaskGit, decode: Callable[[torch.Tensor], torch.Tensor], sampler: Sampler | None
+) -> torch.Tensor:
+    """`draw_samples`, and their sheet in the run's directory."""
+    images = draw_samples(model, decode, sampler or Sampler())
+    with run.sparing():
+        sheet([to_pil(image) for image in images], 8).save(run.directory / "samples.png")
+    run.picture("samples.png")
     return images
+
+
+def prediction_figures(model: MaskGit, seen: Predictions) -> dict[str, torch.Tensor]:
+    """Loss by mask ratio, and token accuracy beside the band where a calibrated model's lies.
+
+    The network is not run again, only its head, on as many tokens as make 2**24 logits.
+    """
+    few = max(1, -(-len(seen.codes) * model.mask_id // 2**24))
+    accuracy = token_accuracy(model.to_logits(seen.features[::few]).float().softmax(-1), seen.codes[::few])
+    return {
+        **losses_by_mask_ratio(seen.losses, seen.masked),
+        "accuracy": accuracy.measured,
+        "accuracy_expected": accuracy.expected,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+    }
+
+
+def _observer(model: MaskGit, figures: dict[str, torch.Tensor]) -> Callable[[Predictions], None]:
+    return lambda seen: figures.update(prediction_figures(model, seen))
 
 
 def _maskgit(config: TransformerConfig, training: GeneratorTraining) -> MaskGit:
@@ -343,6 +402,7 @@ def _run(
     config: TransformerConfig,
     training: GeneratorTraining,
     cache: CodeCache,
+    track: str | None,
 ) -> Run:
     return Run(
         directory,
@@ -355,6 +415,7 @@ def _run(
         },
         defaults={"training": identity_of(GeneratorTraining())},
         batch_size=training.batch_size,
+        track=track,
     )
 
 

@@ -4,6 +4,7 @@ Nothing here is random: the order of the samples follows from seed and step (`or
 place (`noise.Chance`), so a run that is stopped and resumed sees what an uninterrupted one sees.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from maskimg.training import checkpoints, ranks
 from maskimg.training.averages import Ema
@@ -24,6 +24,8 @@ from maskimg.training.errors import TrainingError
 from maskimg.training.guards import NonFinite
 from maskimg.training.order import batch_indices, step_generator
 from maskimg.training.signals import StopSignals
+from maskimg.training.trackers import open_tracker
+from maskimg.training.view import Line, Live, open_view
 from vqgan import files
 
 __all__ = [
@@ -58,6 +60,7 @@ class Run:
         identity: what must not change between a stop and its continuation, as JSON.
         defaults: the values of what older checkpoints' identities do not name, because it did not exist yet.
         batch_size: samples a step, to tell how many the run has seen.
+        track: a tracker (see `trackers`) that is told what is logged, too.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Run:
         identity: dict[str, Any],
         defaults: dict[str, Any] | None = None,
         batch_size: int = 1,
+        track: str | None = None,
     ):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -81,12 +85,26 @@ class Run:
         self.nonfinite = NonFinite(self.directory, describe, self.warn)
         self._state: dict[str, checkpoints.Part] = {}
         self._saved: int | None = None
+        self._ended = False
         self._pending: dict[str, list[torch.Tensor]] = {}
-        self._bar: tqdm | None = None
+        self._view: Line | Live | None = None
+        self._tracking = open_tracker(
+            track if ranks.is_first() else None, self.directory, describe, self.identity, self.say
+        )
+        self._spared = False
 
     @property
     def finished(self) -> bool:
-        return self.budget.progress(self.step, self.seconds) >= 1
+        return self._ended or self.budget.progress(self.step, self.seconds) >= 1
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether this step ends with a line in the log: figures that cost something are taken then."""
+        return self.step % LOG_EVERY == LOG_EVERY - 1
+
+    def end(self) -> None:
+        """Let this step be the last, as if the budget were used up."""
+        self._ended = True
 
     @property
     def interrupted(self) -> bool:
@@ -118,7 +136,7 @@ class Run:
             TrainingError: another process trains in the directory, or the last checkpoint cannot be written.
         """
         saved = last = time.perf_counter()
-        with torch.random.fork_rng(), self._alone(), StopSignals() as signals, self._progress_bar() as self._bar:
+        with torch.random.fork_rng(), self._alone(), StopSignals() as signals, self._open_view() as self._view:
             stop, _ = self._agree(signals.received, False)
             while not self.finished and not stop:
                 self.seed_torch()
@@ -127,7 +145,7 @@ class Run:
                 now = time.perf_counter()
                 self.seconds += now - last
                 last = now
-                self._show()
+                self._view.show(self.step, self.seconds, self.budget.progress(self.step, self.seconds))
                 stop, due = self._agree(signals.received, now - saved > CHECKPOINT_SECONDS)
                 if due and not stop and not self.finished:
                     self._save_on_the_way()
@@ -136,7 +154,7 @@ class Run:
             if self._pending:
                 self.write_log()
             self.stopped = stop
-        self._bar = None
+        self._view = None
 
     def seed_torch(self) -> None:
         """Dropout and a codebook's restarts draw from torch's own generator: its state is the step's, too."""
@@ -148,14 +166,43 @@ class Run:
             return
         for name, value in values.items():
             self._pending.setdefault(name, []).append(torch.as_tensor(value).detach())
-        if self.step % LOG_EVERY == LOG_EVERY - 1:
+        if self.logs_now:
             self.write_log()
 
     def warn(self, sentence: str | None) -> None:
         """Print a warning above the progress bar and put it into the log; None is no warning."""
         if sentence and ranks.is_first():
-            tqdm.write(f"warning at step {self.step}: {sentence}", file=sys.stderr)
+            self.say(f"warning at step {self.step}: {sentence}")
             self.write_log(warning=sentence)
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the progress bar."""
+        if self._view is not None:
+            self._view.say(sentence)
+        else:
+            print(sentence, file=sys.stderr)
+
+    @contextlib.contextmanager
+    def sparing(self) -> Iterator[None]:
+        """What is only there to be seen may fail, as on a full disk; that is said once, and training goes on."""
+        try:
+            yield
+        except OSError as error:
+            if not self._spared:
+                self.say(
+                    f"warning at step {self.step}: a log or sheet could not be written ({error}); training goes on"
+                )
+            self._spared = True
+
+    def picture(self, name: str) -> None:
+        """Tell the tracker, if there is one, of a picture that was written to the run's directory."""
+        if self._tracking is not None:
+            self._tracking.picture(self.directory / name, self.step)
+
+    def close(self) -> None:
+        """Nothing more will be logged."""
+        if self._tracking is not None:
+            self._tracking.close()
 
     def write_log(self, **extra: Any) -> None:
         """Append one JSON line: step, seconds, means since the last line, and `extra`."""
@@ -166,11 +213,12 @@ class Run:
         line = {"step": self.step, "seconds": round(self.seconds, 1), **means, **extra}
         if self.nonfinite.skipped:
             line["skipped"] = len(self.nonfinite.skipped)
-        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
+        with self.sparing(), (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if self._bar is not None:
-            shown = {name: f"{value:.3f}" for name, value in means.items() if value is not None}
-            self._bar.set_postfix(shown, refresh=False)
+        if self._view is not None:
+            self._view.add(line)
+        if self._tracking is not None:
+            self._tracking.figures(line, self.step)
 
     def save(self) -> None:
         """Write a checkpoint, whole or not at all, and only then drop older ones.
@@ -228,33 +276,16 @@ class Run:
     def _agree(self, stop: bool, due: bool) -> tuple[bool, bool]:
         """Stop where anyone was asked to; it is the first process's clock that counts."""
         first = ranks.is_first()
-        stop_somewhere, due_there, self.seconds = ranks.highest(stop, due and first, self.seconds if first else 0.0)
+        stop_somewhere, ended, due_there, self.seconds = ranks.highest(
+            stop, self._ended, due and first, self.seconds if first else 0.0
+        )
+        self._ended = bool(ended)
         return bool(stop_somewhere), bool(due_there)
 
-    def _progress_bar(self) -> tqdm:
+    def _open_view(self) -> Line | Live:
         total = self.budget.steps if self.budget.minutes is None else None
-        layout = "{desc}: {bar} {postfix}" if total is None else None
-        bar = tqdm(
-            total=total or 1.0, desc=self.describe, bar_format=layout, mininterval=1.0, dynamic_ncols=True,
-            disable=not ranks.is_first(),
-        )  # fmt: skip
-        bar.n = self.step if total else self.budget.progress(self.step, self.seconds)
-        return bar
-
-    def _show(self) -> None:
-        bar = self._bar
-        if bar is None:
-            return
-        if self.budget.minutes is None:
-            bar.update(1)
-            return
-        # tqdm's own rate means nothing where the total is a share of time, so say rate and time left in words.
-        left = self.seconds / max(self.budget.progress(self.step, self.seconds), 1e-9) - self.seconds
-        bar.set_description(
-            f"{self.describe} step {self.step}, {self.step / self.seconds:.1f}/s, {left / 60:.1f} min left",
-            refresh=False,
-        )
-        bar.update(self.budget.progress(self.step, self.seconds) - bar.n)
+        progress = self.budget.progress(self.step, self.seconds)
+        return open_view(self.describe, total, self.step, progress, silent=not ranks.is_first())
 
 
 def identity_of(training: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Training the tokenizer: pictures in, codes and pictures out."""
 
 import dataclasses
+import statistics
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from maskimg.charts import usage_chart
 from maskimg.evaluate import train_judge
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.metrics import codebook_warning, monochrome_warning
@@ -16,6 +18,7 @@ from maskimg.pictures import Pictures, move
 from maskimg.training import ranks
 from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
 from maskimg.training.update import Update
+from maskimg.training.watch import look_back
 from vqgan import Tokenizer, TokenizerConfig
 from vqgan.discriminator import (
     LeCam,
@@ -106,13 +109,15 @@ def train_tokenizer(
     budget: Budget,
     directory: str | Path,
     *,
+    track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
 ) -> tuple[Tokenizer, Run]:
     """Train on the pictures that are not held out; continues what `directory` holds.
 
     Returns the tokenizer with averaged weights, in eval mode, and the run (`run.stopped` says whether it was
-    interrupted). Writes log.jsonl, checkpoints and reconstructions.png (held-out pictures above, theirs below).
+    interrupted). Writes log.jsonl, checkpoints, reconstructions.png (held-out pictures above, theirs below) and
+    codebook.png (how often each code was used lately).
     """
     where = pick_device(device)
     number_format = pick_dtype(dtype, where)
@@ -138,6 +143,7 @@ def train_tokenizer(
         },
         defaults={"training": identity_of(TokenizerTraining())},
         batch_size=training.batch_size,
+        track=track,
     )
     run.restore(
         model=model,
@@ -186,7 +192,11 @@ def train_tokenizer(
         ema.update(model, step)
         kept = kept[-update.accumulation :]  # those of the attempt that fitted into memory
         pixel_loss = ranks.total(torch.stack([part.pixel_loss for part in kept]).sum())
-        figures: dict[str, torch.Tensor | float] = {"loss": loss, "pixel_loss": pixel_loss}
+        figures: dict[str, torch.Tensor | float] = {
+            "loss": loss,
+            "pixel_loss": pixel_loss,
+            "gradient_norm": update.norm,
+        }
 
         # Let the discriminator catch up; it goes on learning while it is paused.
         if training.adversarial_weight_at(progress):
@@ -217,11 +227,18 @@ def train_tokenizer(
                 run.warn(codebook_warning(usage.share, usage.entropy, model.vocab_size, counted=usage.counted))
                 run.warn(monochrome_warning(kept[-1].reconstructions, kept[-1].images))
             if ranks.is_first():
-                write_reconstructions(_averaged(model, ema), unseen, run.directory / "reconstructions.png")
+                averaged = _averaged(model, ema)
+                run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+                if not weight:  # an opponent may well raise the error and the gradients
+                    for warning in look_back(run.directory, training.learning_rate, loss="pixel_loss"):
+                        run.warn(warning)
+                _write_sheets(run, averaged, unseen, usage)
 
     model = _averaged(model, ema)
     if ranks.is_first() and not run.interrupted:
-        write_reconstructions(model, unseen, run.directory / "reconstructions.png")
+        run.write_log(held_out_loss=held_out_loss(model, unseen))
+        _write_sheets(run, model, unseen, usage)
+    run.close()
     return model, run
 
 
@@ -242,6 +259,19 @@ def augment(pixels: torch.Tensor, training: TokenizerTraining, generator: Source
     return move(pixels, training.shift, generator) if training.shift else pixels
 
 
+@torch.no_grad()
+def held_out_loss(model: Tokenizer, pixels: torch.Tensor, limit: int = 128) -> float:
+    """The pixel loss on uint8 pictures (n, 3, H, W) that were not trained on; NaN where there are none."""
+    if not len(pixels):
+        return float("nan")
+    device = next(model.parameters()).device
+    losses = []
+    for part in pixels[:limit].split(64):
+        images = normalize(part).to(device)
+        losses += [reconstruction_loss(model.decode(model.encode(images)), images).item()] * len(part)
+    return statistics.fmean(losses)
+
+
 def write_reconstructions(model: Tokenizer, pixels: torch.Tensor, path: Path, count: int = 32) -> None:
     """A sheet of up to `count` pictures, each with its reconstruction below; none without pictures."""
     if not len(pixels):
@@ -251,6 +281,14 @@ def write_reconstructions(model: Tokenizer, pixels: torch.Tensor, path: Path, co
     restored = model.decode(model.encode(images))
     pairs = [[to_pil(image), to_pil(back)] for image, back in zip(images, restored, strict=True)]
     paired_sheet(pairs, min(16, len(pairs))).save(path)
+
+
+def _write_sheets(run: Run, model: Tokenizer, unseen: torch.Tensor, usage: CodeUsage) -> None:
+    with run.sparing():
+        write_reconstructions(model, unseen, run.directory / "reconstructions.png")
+        usage_chart(usage.counts.tolist()).save(run.directory / "codebook.png")
+    for name in ("reconstructions.png", "codebook.png"):
+        run.picture(name)
 
 
 def _perceptual(pictures: Pictures, training: TokenizerTraining) -> nn.Module:

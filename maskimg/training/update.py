@@ -26,6 +26,9 @@ class Update:
         module: whose gradients are clipped; the optimizers hold its parameters.
         called: what the losses call in its place, where that is another (`ranks.replicated`).
         accumulation: parts that each process splits its share of a batch into; doubled when memory runs out.
+
+    Attributes:
+        norm: of the last step's gradient, before it was clipped.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Update:
         self.run, self.module, self.optimizers, self.clip = run, module, optimizers, clip
         self.called = called
         self.accumulation = accumulation
+        self.norm = torch.zeros(())
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of all optimizers."""
@@ -60,7 +64,7 @@ class Update:
             TrainingError: too many steps were skipped, or memory is too small for a single sample.
         """
         loss = self._gradients(loss_of, size)
-        norm = self._clipped()
+        self.norm = norm = self._clipped()
         about = {"loss": loss, "gradient_norm": norm, "learning_rate": self.rate, "samples": samples}
         finite = loss.isfinite() & norm.isfinite()
         if self._skips_on_device(loss.device):
