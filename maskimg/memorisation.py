@@ -54,7 +54,8 @@ class Memorisation:
     @property
     def sentence(self) -> str:
         """The same in words, for a model's card."""
-        ours = f"{self.samples} samples share {_percent(self.shared)} of their tokens (at most {_percent(self.most)}) with the"
+        shared, most = _percent(self.shared), _percent(self.most)
+        ours = f"{self.samples} samples share {shared} of their tokens (at most {most}) with the"
         if not self.unseen:
             verdict = f"{self.near} of them share {_percent(COPY)} or more" if self.near else "none of them is a copy"
             return f"{ours} nearest training picture; {verdict} (nothing was held out to compare with)"
