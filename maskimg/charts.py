@@ -118,7 +118,7 @@ def usage_chart(counts: Sequence[int]) -> Image.Image:
         canvas.area([(across(used), bottom), (across(used), top), (right, top), (right, bottom)], "#f1f2f4")
         words = f"{size - used:,} never used"
         if across(size) - across(used) > canvas.width_of(words, 11) + 12:
-            canvas.text(((across(used) + right) / 2, (top + bottom) / 2), words, 11, FAINT, "mm")
+            canvas.text(((across(used) + right) / 2, bottom - 14), words, 11, FAINT, "mm")
     even = height(math.log10(1 / size))
     if top <= even <= bottom:
         canvas.dashes((left, even), (right, even), COLOURS[1], 1.4)

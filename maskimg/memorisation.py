@@ -54,11 +54,12 @@ class Memorisation:
     @property
     def sentence(self) -> str:
         """The same in words, for a model's card."""
-        ours = f"{self.samples} samples share {self.shared:.0%} of their tokens (at most {self.most:.0%}) with the"
+        shared, most = _percent(self.shared), _percent(self.most)
+        ours = f"{self.samples} samples share {shared} of their tokens (at most {most}) with the"
         if not self.unseen:
-            verdict = f"{self.near} of them share {COPY:.0%} or more" if self.near else "none of them is a copy"
+            verdict = f"{self.near} of them share {_percent(COPY)} or more" if self.near else "none of them is a copy"
             return f"{ours} nearest training picture; {verdict} (nothing was held out to compare with)"
-        theirs = f"held-out pictures {self.unseen_shared:.0%} (at most {self.unseen_most:.0%})"
+        theirs = f"held-out pictures {_percent(self.unseen_shared)} (at most {_percent(self.unseen_most)})"
         verdict = "some may be copies, see nearest.png" if self.alarming else "no sign of learning by heart"
         return f"{ours} nearest training picture, {theirs}; {self.near} are nearer than 95 % of those: {verdict}"
 
@@ -102,3 +103,7 @@ def nearest_sheet(samples: torch.Tensor, pictures: torch.Tensor, shares: torch.T
     """Images (b, 3, H, W) twice -> samples above their nearest training pictures, those that share most first."""
     order = shares.argsort(descending=True, stable=True).tolist()
     return paired_sheet([[to_pil(samples[i]), to_pil(pictures[i])] for i in order], min(8, len(order)))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

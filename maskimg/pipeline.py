@@ -452,11 +452,12 @@ class Pipeline:
 
     def _card(self, about: dict[str, Any]) -> str:
         fields = "".join(f"- {field}: {', '.join(names)}\n" for field, names in about["labels"].items())
-        learnt = about.get("memorisation", {}).get("in_words")
+        sentence = about.get("memorisation", {}).get("in_words")
+        learnt = f"Learnt by heart? {sentence}.\n\n" if sentence else ""
         return (
             f"# {about['name']}\n\nA maskimg model: {self.image_size} pixels, {self.grid[0]}x{self.grid[1]} tokens, "
             f"{self.tokenizer.vocab_size} codes.\n\n    maskimg demo --model {about['name']}\n\n"
-            f"Labels:\n\n{fields or '- none'}\n\n{f'Learnt by heart? {learnt}.' if learnt else ''}\n\n"
+            f"Labels:\n\n{fields or '- none'}\n\n{learnt}"
             "Training and measured quality: see pipeline.json.\n"
         )
 

@@ -56,7 +56,7 @@ def test_without_held_out_pictures_only_near_copies_count():
     assert "none of them is a copy (nothing was held out to compare with)" in report.sentence
     report, _ = compare(_nearly(training[0, :8], 1), training[0, :0], training)
     assert (report.near, report.alarming) == (8, True)
-    assert "8 of them share 90% or more" in report.sentence
+    assert "8 of them share 90 % or more" in report.sentence
 
 
 def test_with_nothing_to_compare_with_that_is_said():
