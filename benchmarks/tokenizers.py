@@ -208,7 +208,7 @@ def muse(folder: Path, minutes: float, out: Path) -> None:
         parameters = sum(p.numel() for p in vae.parameters()) / 1e6
         rows.append(row_of(f"VQGanVAE, LFQ {size}", steps, parameters, restored, unseen, usage, entropy))
     training = dataclasses.replace(TRAINING, batch_size=32)
-    for quantizer in ("fsq", "vq"):
+    for quantizer in ("fsq", "vq", "bsq"):
         cell = Cell("emoji-64", quantizer, 8, 4096)
         with tempfile.TemporaryDirectory() as scratch:
             tokenizer, run = train_tokenizer(pictures, cell.config, training, Budget(minutes=minutes), scratch)
