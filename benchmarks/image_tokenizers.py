@@ -1,9 +1,9 @@
 """Tokenizers compared: quantizers, strides and codebook sizes; against two peers; with and without a discriminator.
 
-    python benchmarks/tokenizers.py table DATA            # DATA holds emoji-64.zip, flowers-64.zip, fashion-mnist.tar
-    python benchmarks/tokenizers.py discriminator DATA
-    PYTHONPATH=PEERS python benchmarks/tokenizers.py muse DATA     # muse-maskgit-pytorch's VQGanVAE
-    python benchmarks/tokenizers.py speed                 # diffusers' VQModel
+    python benchmarks/image_tokenizers.py table DATA            # DATA holds emoji-64.zip, flowers-64.zip, fashion-mnist.tar
+    python benchmarks/image_tokenizers.py discriminator DATA
+    PYTHONPATH=PEERS python benchmarks/image_tokenizers.py muse DATA     # muse-maskgit-pytorch's VQGanVAE
+    python benchmarks/image_tokenizers.py speed                 # diffusers' VQModel
 
 Each writes results/tokenizers-NAME.json; `report` makes results/tokenizers.md of them. Quality is measured on held-out
 pictures. The Fréchet distance is in the features of a small classifier trained on the same data, not an FID; beside
@@ -237,7 +237,7 @@ def row_of(name, steps, parameters, restored, images, usage, entropy) -> dict:
 
 
 def discriminator(folder: Path, minutes: float, judge_steps: int, weight: float, out: Path) -> None:
-    """The same tokenizer twice, and a sheet of held-out pictures: the original, without, with."""
+    """The same tokenizer twice, and out/tokenizers-discriminator.png of held-out pictures: original, without, with."""
     pictures = read(folder, "emoji-64")
     judge, floor = judge_of(pictures, judge_steps)
     unseen = normalize(pictures.part(held_out=True).pixels)
@@ -260,7 +260,9 @@ def discriminator(folder: Path, minutes: float, judge_steps: int, weight: float,
             | {"frechet_floor": floor}
         )
         print(json.dumps(rows[-1]), flush=True)
-    paired_sheet([list(column) for column in zip(*columns, strict=True)], 16).save(out.with_suffix(".png"))
+    sheet = Path("out") / out.with_suffix(".png").name  # other people's pictures: not beside the figures
+    sheet.parent.mkdir(exist_ok=True)
+    paired_sheet([list(column) for column in zip(*columns, strict=True)], 16).save(sheet)
     write(out, {"minutes": minutes, "weight": weight, "rows": rows})
 
 
@@ -442,14 +444,14 @@ COLUMNS = {
 
 def report() -> None:
     """results/tokenizers.md, from whatever of the four has been measured."""
-    lines = ["# Tokenizers compared", "", "Written by `python benchmarks/tokenizers.py report`; see that file.", ""]
+    lines = ["# Tokenizers compared", "", "Written by `python benchmarks/image_tokenizers.py report`; see that file.", ""]
     for name, columns in COLUMNS.items():
         path = RESULTS / f"tokenizers-{name}.json"
         if not path.exists():
             continue
         found = json.loads(path.read_text())
         about = ", ".join(f"{key} {value}" for key, value in found.items() if key != "rows")
-        lines += [f"## {name.capitalize()}", "", f"`python benchmarks/tokenizers.py {name}`: {about}.", ""]
+        lines += [f"## {name.capitalize()}", "", f"`python benchmarks/image_tokenizers.py {name}`: {about}.", ""]
         for data in dict.fromkeys(row.get("data", "") for row in found["rows"]):
             rows = [row for row in found["rows"] if row.get("data", "") == data]
             if data:
