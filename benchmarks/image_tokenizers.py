@@ -1,9 +1,9 @@
 """Tokenizers compared: quantizers, strides and codebook sizes; against two peers; with and without a discriminator.
 
-    python benchmarks/image_tokenizers.py table DATA            # DATA holds emoji-64.zip, flowers-64.zip, fashion-mnist.tar
+    python benchmarks/image_tokenizers.py table DATA    # DATA: emoji-64.zip, flowers-64.zip, fashion-mnist.tar
     python benchmarks/image_tokenizers.py discriminator DATA
-    PYTHONPATH=PEERS python benchmarks/image_tokenizers.py muse DATA     # muse-maskgit-pytorch's VQGanVAE
-    python benchmarks/image_tokenizers.py speed                 # diffusers' VQModel
+    PYTHONPATH=PEERS python benchmarks/image_tokenizers.py muse DATA    # muse-maskgit-pytorch's VQGanVAE
+    python benchmarks/image_tokenizers.py speed         # diffusers' VQModel
 
 Each writes results/tokenizers-NAME.json; `report` makes results/tokenizers.md of them. Quality is measured on held-out
 pictures. The Fréchet distance is in the features of a small classifier trained on the same data, not an FID; beside
@@ -444,7 +444,7 @@ COLUMNS = {
 
 def report() -> None:
     """results/tokenizers.md, from whatever of the four has been measured."""
-    lines = ["# Tokenizers compared", "", "Written by `python benchmarks/image_tokenizers.py report`; see that file.", ""]
+    lines = ["# Tokenizers compared", "", "Written by `python benchmarks/image_tokenizers.py report`; see there.", ""]
     for name, columns in COLUMNS.items():
         path = RESULTS / f"tokenizers-{name}.json"
         if not path.exists():
