@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from maskimg.network import Modulation, Network, cross_entropy
+from maskimg.network import Modulation, Network
 from maskimg.transformer import attention
 
 EPSILON = 1e-12  # of every normalisation: as in BERT, not torch's 1e-5
@@ -64,10 +64,6 @@ class GoogleMaskGit(Network):
     def to_logits(self, features: torch.Tensor) -> torch.Tensor:
         """Features (..., d) -> logits (..., v): those of classes and MASK are cut off, as in the original."""
         return F.linear(features, self.trunk.words.weight[: self.vocab_size], self.bias[: self.vocab_size])
-
-    def cross_entropy(self, features: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Features (m, d) and the right codes (m,) -> (m,) nats in fp32."""
-        return cross_entropy(self.to_logits(features), codes, label_smoothing)
 
 
 class GoogleTrunk(nn.Module):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from maskimg.network import Modulation, Network, cross_entropy
+from maskimg.network import Modulation, Network
 from maskimg.transformer import attention
 
 EPSILON = 1e-5  # of every normalisation
@@ -65,10 +65,6 @@ class HaltonMaskGit(Network):
     def to_logits(self, features: torch.Tensor) -> torch.Tensor:
         """Features (..., d) -> logits (..., v). MASK has one in the original, which may draw it; it is cut off here."""
         return F.linear(features, self.trunk.embed.weight[: self.vocab_size], self.bias[: self.vocab_size])
-
-    def cross_entropy(self, features: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Features (m, d) and the right codes (m,) -> (m,) nats in fp32."""
-        return cross_entropy(self.to_logits(features), codes, label_smoothing)
 
 
 class HaltonTrunk(nn.Module):

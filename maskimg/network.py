@@ -98,7 +98,7 @@ class Network(nn.Module):
 
     def cross_entropy(self, features: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
         """Features (m, d) and the right codes (m,) -> (m,) nats in fp32."""
-        raise NotImplementedError
+        return cross_entropy(self.to_logits(features), codes, label_smoothing)
 
     def check_guidance(self, *guidance: float) -> None:
         """Refuse guidance other than 1 where there is nothing to be guided away from.

@@ -54,6 +54,13 @@ def test_lecam_compares_logits_with_the_average_of_the_other_kind():
     assert lecam.averages.tolist() == [2.0, -1.5]
 
 
+def test_logits_that_are_not_finite_do_not_stay_in_lecams_averages():
+    lecam = LeCam()
+    lecam(torch.tensor([float("nan")]), torch.tensor([1.0]))
+    assert lecam.averages.isfinite().all()
+    assert lecam(torch.tensor([1.0]), torch.tensor([-1.0])).isfinite()
+
+
 def test_the_watchdog_lets_the_discriminator_be_while_reconstruction_holds():
     watchdog = Watchdog()
     assert all(watchdog.look(1.0 + 0.05 * (i % 2)) for i in range(500))
@@ -71,6 +78,15 @@ def test_the_watchdog_pauses_it_when_reconstruction_worsens_and_lets_it_back():
     assert better[-1]
     # Back only well below the limit, so that it does not go in and out at every step.
     assert sum(a != b for a, b in zip(worse + better, (worse + better)[1:], strict=False)) == 2
+
+
+def test_a_loss_that_is_not_finite_does_not_blind_the_watchdog():
+    watchdog = Watchdog()
+    assert watchdog.look(float("nan"))
+    assert all(watchdog.look(1.0) for _ in range(100))
+    watchdog.look(float("nan"))
+    watchdog.look(float("inf"))
+    assert not [watchdog.look(1.5) for _ in range(200)][-1]
 
 
 def test_the_watchdog_goes_on_from_a_saved_state():

@@ -212,3 +212,15 @@ def test_a_first_batch_smaller_than_the_codebook_is_enough_to_begin():
         for i in range(100):
             quantizer(_latents(4, b=1, h=4, w=4, seed=i))
     assert quantizer.eval()(_latents(4, h=32, w=32))[1].unique().numel() > 50
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("cosine", [True, False])
+def test_one_bad_batch_does_not_spoil_the_codebook(bad, cosine):
+    """Its loss is not finite, so that the step is left out; but the averages move in the forward pass already."""
+    quantizer = _codebook(cosine=cosine).train()
+    before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    latents = _latents(8)
+    latents[0, 0, 0, 0] = bad
+    assert not quantizer(latents)[2].isfinite()
+    assert all(torch.equal(before[name], tensor) for name, tensor in quantizer.state_dict().items())

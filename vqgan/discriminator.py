@@ -4,6 +4,8 @@ Esser et al. 2021, "Taming transformers", arXiv 2012.09841, with the hinge loss 
 MaskBit (Weber et al. 2024, arXiv 2409.16211), rather than the adaptive one.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -59,7 +61,7 @@ class LeCam(nn.Module):
     def forward(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
         real, fake = real.float(), fake.float()
         now = torch.stack((real.mean(), fake.mean())).detach()
-        self.averages.lerp_(now, 1 - self.decay)
+        self.averages.lerp_(torch.where(now.isfinite(), now, self.averages), 1 - self.decay)
         real_average, fake_average = self.averages
         return F.relu(real - fake_average).square().mean() + F.relu(real_average - fake).square().mean()
 
@@ -85,6 +87,8 @@ class Watchdog(nn.Module):
     def look(self, loss: float) -> bool:
         """Take note of a step's reconstruction loss; returns whether the discriminator may take part."""
         mean, best, paused = self.state.tolist()
+        if not math.isfinite(loss):  # that step is skipped; in the mean it would stay for ever
+            return not paused
         mean = self.decay * mean + (1 - self.decay) * loss if mean else loss
         best = min(best, mean)
         excess = mean / best - 1 if best else 0.0

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vqgan.quantizer import NearestCode, Quantizer
-from vqgan.taming import EPSILON, Upsample, check_pixels, from_own_range, to_own_range
+from vqgan.taming import EPSILON, Upsample, check_network, from_own_range, to_own_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,7 @@ class MaskGitVqConfig:
         return 2 ** (len(self.channels) - 1)
 
     def build(self) -> tuple[nn.Module, Quantizer, nn.Module]:
-        check_pixels(self.pixels)
-        odd = [width for width in (self.stem, *self.channels) if width % self.groups]
-        if odd:
-            raise ValueError(f"channels must be divisible by the {self.groups} groups of normalisation, got {odd[0]}")
+        check_network(self.pixels, (self.stem, *self.channels), self.groups)
         return Encoder(self), NearestCode(self.codebook_size, self.codebook_dim), Decoder(self)
 
 

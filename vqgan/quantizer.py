@@ -112,6 +112,9 @@ class Codebook(Quantizer):
         book = self.vq._codebook
         if not self.training and not bool(book.get_buffer("initted")):
             raise ValueError("this tokenizer's codebook is empty: train it first")  # looking at it would fill it
+        if self.training and not bool(latents.isfinite().all()):
+            # Whoever trains leaves such a step out; in the averages of the codebook it would stay for ever.
+            return latents, torch.zeros(latents.shape[:2], dtype=torch.int64, device=latents.device), latents.sum()
         # The library counts in tokens a batch, averaged: set in those, a batch of few tokens restarts live codes too.
         tokens = latents.shape[0] * latents.shape[1]
         book.threshold_ema_dead_code = RESTART * tokens / self.vocab_size  # pyright: ignore

@@ -56,10 +56,7 @@ class TamingConfig:
         return 2 ** (len(self.channels) - 1)
 
     def build(self) -> tuple[nn.Module, Quantizer, nn.Module]:
-        check_pixels(self.pixels)
-        odd = [width for width in (self.stem, *self.channels) if width % self.groups]
-        if odd:
-            raise ValueError(f"channels must be divisible by the {self.groups} groups of normalisation, got {odd[0]}")
+        check_network(self.pixels, (self.stem, *self.channels), self.groups)
         return Encoder(self), self._quantizer(), Decoder(self)
 
     def _quantizer(self) -> Quantizer:
@@ -207,7 +204,11 @@ class Upsample(nn.Conv2d):
         return super().forward(F.interpolate(input, scale_factor=2.0, mode="nearest"))
 
 
-def check_pixels(pixels: str) -> None:
+def check_network(pixels: str, widths: tuple[int, ...], groups: int) -> None:
+    """Raises: ValueError where the range of the pixels is unknown, or groups of normalisation do not fit a width."""
+    odd = [width for width in widths if width % groups]
+    if odd:
+        raise ValueError(f"channels must be divisible by the {groups} groups of normalisation, got {odd[0]}")
     if pixels not in ("symmetric", "unit"):
         raise ValueError(f"pixels must be `symmetric` for [-1, 1] or `unit` for [0, 1], got `{pixels}`")
 

@@ -199,8 +199,9 @@ def train_tokenizer(
         }
 
         # Let the discriminator catch up; it goes on learning while it is paused.
+        if training.adversarial_weight:
+            watchdog.look(pixel_loss.item())  # before it joins, too: that is what it is held against
         if training.adversarial_weight_at(progress):
-            watchdog.look(pixel_loss.item())
             images = torch.cat([part.images for part in kept])
             restored = torch.cat([part.reconstructions for part in kept])
 
@@ -229,7 +230,9 @@ def train_tokenizer(
             if ranks.is_first():
                 averaged = _averaged(model, ema)
                 run.write_log(held_out_loss=held_out_loss(averaged, unseen))
-                if not weight:  # an opponent may well raise the error and the gradients
+                if not training.adversarial_weight_at(
+                    progress
+                ):  # an opponent may well raise the error and the gradients
                     for warning in look_back(run.directory, training.learning_rate, loss="pixel_loss"):
                         run.warn(warning)
                 _write_sheets(run, averaged, unseen, usage)
