@@ -1,0 +1,138 @@
+"""Commands that draw and edit pictures with a finished model."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from maskimg.commands.options import (
+    Parser,
+    add_drawing,
+    add_machine,
+    add_model,
+    load_pipeline,
+    png_path,
+    to_label,
+    to_sampler,
+)
+
+
+def sample(parser: Parser, arguments: list[str]) -> None:
+    add_model(parser)
+    parser.add_argument("--out", type=str, required=True, help="folder to write the pictures to")
+    parser.add_argument("--count", type=int, default=16, help="how many pictures")
+    parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures drawn at a time; changes no picture")
+    parser.add_argument("--compile", action="store_true", help="worth it for hundreds: seconds once, then faster")
+    add_drawing(parser)
+    given = parser.parse_args(arguments)
+    from maskimg_apps.sample import sample_folder
+
+    pipeline = load_pipeline(given)
+    written = sample_folder(
+        pipeline,
+        given.out,
+        count=given.count,
+        seed=given.seed,
+        label=to_label(given.label),
+        sampler=to_sampler(given, pipeline),
+        best_of=given.best_of,
+        batch_size=given.batch_size,
+    )
+    print(f"done: {written} new, {given.count} in all in {given.out}")
+
+
+def inpaint(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("image", type=str, help="picture to change")
+    parser.add_argument("mask", type=str, help="picture of the same size, white where to redraw")
+    add_model(parser)
+    parser.add_argument("--out", type=str, required=True, help="PNG to write; with --count above 1, a folder")
+    parser.add_argument("--count", type=int, default=1, help="how many versions")
+    parser.add_argument("--seed", type=int, default=0, help="version i uses seed + i")
+    parser.add_argument("--coverage", type=float, default=0.0, help="painted share above which a token is redrawn")
+    parser.add_argument("--grow", type=int, default=1, help="rings of tokens redrawn around the paint")
+    add_drawing(parser)
+    given = parser.parse_args(arguments)
+    pipeline = load_pipeline(given)
+    result = pipeline.inpaint(
+        given.image,
+        given.mask,
+        to_label(given.label),
+        seeds=given.seed,
+        count=given.count,
+        sampler=to_sampler(given, pipeline),
+        best_of=given.best_of,
+        coverage=given.coverage,
+        grow=given.grow,
+    )
+    tokens = pipeline.grid[0] * pipeline.grid[1]
+    redrawn = result.recipes[0]["tokens_redrawn"]
+    if given.count == 1:
+        from maskimg.recipe import write_png
+
+        path = png_path(given.out)
+        write_png(result.images[0], result.recipes[0], path)
+    else:
+        path = Path(given.out)
+        result.save(path)
+    print(f"done: {redrawn} of {tokens} tokens redrawn, in {path}")
+
+
+def reconstruct(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("image", type=str, help="picture to encode and decode")
+    add_model(parser)
+    parser.add_argument("--tokenizer", type=str, help="tokenizer directory, instead of a model; takes any size")
+    parser.add_argument("--out", type=str, required=True, help="PNG to write")
+    parser.add_argument("--size", type=int, help="longer side in pixels; if not given, the model's, padded to a square")
+    add_machine(parser)
+    given = parser.parse_args(arguments)
+    if given.tokenizer:
+        restored = _reconstruct_alone(given)
+    else:
+        restored = load_pipeline(given).reconstruct(given.image, size=given.size)
+    restored.image.save(png_path(given.out), format="PNG")
+    for name, value in restored.facts().items():
+        print(f"{name}: {value}")
+    print(f"done: in {given.out}")
+
+
+def _reconstruct_alone(given: Namespace) -> Any:
+    """With a tokenizer that belongs to no model: the whole picture, as large as it is."""
+    from maskimg.hardware import pick_device
+    from maskimg.reconstruction import LARGEST, reconstruct
+    from vqgan import Tokenizer, load_image
+    from vqgan.images import to_tensor
+
+    device = pick_device(given.device)
+    tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(device)
+    image = load_image(given.image)
+    return reconstruct(
+        image,
+        lambda picture: tokenizer.encode(to_tensor(picture)[None].to(device)),
+        tokenizer.decode,
+        stride=tokenizer.stride,
+        vocab_size=tokenizer.vocab_size,
+        square=0,
+        size=given.size or min(LARGEST, max(tokenizer.stride, *image.size)),
+    )
+
+
+def doubts(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("image", type=str, help="picture to judge")
+    add_model(parser)
+    parser.add_argument("--out", type=str, required=True, help="PNG to write: the picture, redder where it looks wrong")
+    parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")
+    add_machine(parser)
+    given = parser.parse_args(arguments)
+    from maskimg.pipeline import opened
+    from vqgan.images import heat_map, pad_square
+
+    pipeline = load_pipeline(given)
+    square, box = pad_square(opened(given.image), pipeline.image_size)
+    chances = pipeline.doubts(to_label(given.label), pipeline.encode(square)).sigmoid()[0].cpu()
+    heat_map(square, chances).crop(box).save(png_path(given.out), format="PNG")
+    worst = divmod(int(chances.argmax()), chances.shape[1])
+    print(
+        f"done: tokens that look wrong: {chances.mean():.0%} expected, most of all row {worst[0] + 1}, column "
+        f"{worst[1] + 1} ({chances.max():.0%}); in {given.out}"
+    )

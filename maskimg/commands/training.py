@@ -1,0 +1,196 @@
+"""Commands that train: the whole way from pictures to a model, and each stage on its own."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from maskimg.commands.options import SOURCE, Parser, Refused, add_machine, check_out, progress_bar, say_bad
+
+
+def train(parser: Parser, arguments: list[str]) -> None:
+    given, plan, listing = _parse_plan(parser, arguments, out="model directory to write")
+    from maskimg.training import ranks
+    from maskimg.training.folder import train_folder, working_directory
+
+    _allow_tf32(given.dtype)
+    _say_plan(listing, plan, working_directory(Path(given.out)))
+    pipeline = train_folder(
+        listing,
+        plan,
+        given.out,
+        device=given.device,
+        dtype=given.dtype,
+        max_bad=given.max_bad,
+        about={"licence": given.licence} if given.licence else None,
+        track=given.track,
+        progress=progress_bar(),
+        shard=given.shard,
+    )
+    if not ranks.is_first():
+        return
+    say_bad(working_directory(Path(given.out)) / "pictures" / "bad.txt")
+    for name, value in pipeline.about["measured"].items():
+        print(f"{name.replace('_', ' ')}: {value}")
+    print(f"learnt by heart? {pipeline.about['memorisation']['in_words']}")
+    print(f"done: samples in {given.out}/samples.png; open it with `maskimg demo --model {given.out}`")
+
+
+def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
+    given, plan, listing = _parse_plan(parser, arguments, out="tokenizer directory to write")
+    from maskimg.pictures import read_pictures
+    from maskimg.training import ranks
+    from maskimg.training.folder import tokenizer_stage, working_directory
+
+    work = working_directory(Path(given.out))
+    _allow_tf32(given.dtype)
+    _say_plan(listing, plan, work)
+    with ranks.first_goes_ahead():
+        pictures = read_pictures(listing, plan.size, work / "pictures", max_bad=given.max_bad, progress=progress_bar())
+    tokenizer = tokenizer_stage(
+        pictures, plan, work / "tokenizer", track=given.track, device=given.device, dtype=given.dtype
+    )
+    if not ranks.is_first():
+        return
+    say_bad(work / "pictures" / "bad.txt")
+    tokenizer.save_pretrained(given.out)
+    print(f"done: reconstructions in {work / 'tokenizer' / 'reconstructions.png'}; next, `maskimg encode`")
+
+
+def encode(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("folder", type=str, help=SOURCE)
+    parser.add_argument("tokenizer", type=str, help="tokenizer or model directory")
+    parser.add_argument("--out", type=str, required=True, help="directory to write the codes to")
+    parser.add_argument("--size", type=int, required=True, help="side of the pictures in pixels")
+    parser.add_argument("--versions", type=int, default=4, help="how often each picture is encoded, moved a little")
+    parser.add_argument("--flip", action="store_true", help="mirror every second version")
+    parser.add_argument("--crops", type=int, help="instead: the whole picture, and so many random crops less one")
+    parser.add_argument("--flips", action="store_true", help="each crop mirrored as well")
+    parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
+    given = parser.parse_args(arguments)
+    import time
+
+    from tqdm import tqdm
+
+    from maskimg.codes import encode_pictures, require_same_codes
+    from maskimg.crops import Crops
+    from maskimg.hardware import pick_device
+    from maskimg.pictures import list_pictures, read_pictures
+    from maskimg.training.folder import working_directory
+    from vqgan import Tokenizer
+
+    tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(pick_device(given.device))
+    if given.size < 1 or given.size % tokenizer.stride or given.versions < 1:
+        raise Refused(f"--size must be a multiple of the tokenizer's stride {tokenizer.stride}, --versions 1 or more")
+    if given.flips and given.crops is None:
+        raise Refused("--flips goes with --crops; with --versions, give --flip")
+    out = Path(given.out)
+    check_out(out)
+    crops = Crops(given.size, given.crops, given.flips) if given.crops is not None else None
+    listing = list_pictures(given.folder)
+    size = crops.source_size if crops else given.size
+    work = working_directory(out)
+    pictures = read_pictures(listing, size, work / "pictures", max_bad=given.max_bad, progress=tqdm)
+    say_bad(work / "pictures" / "bad.txt")
+    require_same_codes(out, tokenizer, pictures)
+    started = time.perf_counter()
+    cache = encode_pictures(
+        tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=tqdm
+    )
+    rate = len(cache.names) / (time.perf_counter() - started)
+    versions, count, h, w = cache.codes.shape
+    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
+
+
+def train_generator(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("codes", type=str, help="directory that `maskimg encode` wrote")
+    parser.add_argument("tokenizer_directory", type=str, help="the tokenizer that encoded them")
+    given, plan, cache = _parse_plan(parser, arguments, out="model directory to write", codes=True)
+    from maskimg.codes import require_tokenizer
+    from maskimg.training import ranks
+    from maskimg.training.folder import generator_stage, working_directory
+    from vqgan import Tokenizer
+
+    out = Path(given.out)
+    _allow_tf32(given.dtype)
+    tokenizer = Tokenizer.from_pretrained(given.tokenizer_directory)
+    require_tokenizer(cache, tokenizer)
+    pipeline = generator_stage(
+        cache, tokenizer, plan, working_directory(out),
+        track=given.track, device=given.device, dtype=given.dtype, shard=given.shard,
+    )  # fmt: skip
+    if not ranks.is_first():
+        return
+    pipeline.about.update({"name": out.name, "data": {"pictures": cache.codes.shape[1]}})
+    pipeline.save_pretrained(out)
+    print(f"done: open it with `maskimg demo --model {out}`")
+
+
+def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool = False) -> tuple[Namespace, Any, Any]:
+    """Arguments of a training command, the plan, and the listing (or the code cache) that it is for.
+
+    Parsed twice: what the folder holds decides the defaults of the plan that the arguments then change.
+    """
+    import dataclasses
+
+    from maskimg.training.folder import PRESETS, Plan, plan_for
+    from maskimg.training.trackers import check_tracker
+
+    if not codes:
+        parser.add_argument("folder", type=str, help=f"{SOURCE}; subfolders or a labels.csv become labels")
+        parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+        parser.add_argument("--licence", type=str, help="of the pictures; kept with the model")
+    parser.add_argument("--out", type=str, required=True, help=out)
+    parser.add_argument("--preset", type=str, default="auto", help="auto, cpu or gpu")
+    parser.add_argument("--minutes", type=float, help="of training in all, instead of the preset's")
+    parser.add_argument("--track", type=str, help="tensorboard, trackio or wandb: figures and pictures there, too")
+    add_machine(parser)
+    parser.add_argument(
+        "--shard", action="store_true", help="split the generator over torchrun's processes (FSDP2), not only the batch"
+    )
+    parser.add_argument("--config", action="config", help="YAML file with what differs from the plan")
+    parser.add_class_arguments(Plan)
+    parser.set_defaults(size=0)  # 0: as the pictures are
+    given = parser.parse_args(arguments)
+    if given.preset not in ("auto", *PRESETS):
+        raise Refused(f"--preset must be auto, {' or '.join(PRESETS)}, got `{given.preset}`")
+    check_tracker(given.track)
+    if given.minutes is not None and not 0 < given.minutes < 1e6:
+        raise Refused(f"--minutes must be more than 0, got {given.minutes}")
+
+    if codes:
+        from maskimg.codes import read_codes
+
+        found = read_codes(given.codes)
+        count, labelled, usual = found.codes.shape[1], bool(found.fields), 0
+    else:
+        from maskimg.pictures import list_pictures
+        from maskimg.training.folder import usual_side
+
+        found = list_pictures(given.folder)
+        count, labelled, usual = len(found), bool(found.fields), usual_side(found)
+    plan = plan_for(count, usual, preset=given.preset, labelled=labelled, minutes=given.minutes, size=given.size)
+    parser.set_defaults(dataclasses.asdict(plan))
+    given = parser.parse_args(arguments)
+    values = parser.instantiate(given)
+    chosen = Plan(**{field.name: values[field.name] for field in dataclasses.fields(Plan)})
+    return given, chosen if chosen.size else dataclasses.replace(chosen, size=plan.size), found
+
+
+def _say_plan(listing: Any, plan: Any, work: Path) -> None:
+    labels = ", ".join(f"{len(names)} x {field}" for field, names in listing.fields.items()) or "no labels"
+    minutes = sum(b.minutes or 0 for b in (plan.tokenizer_budget, plan.generator_budget, plan.critic_budget))
+    print(f"{len(listing)} pictures ({labels}), {int(listing.held_out.sum())} of them held out")
+    print(
+        f"plan: {plan.size} pixels, {plan.grid[0]}x{plan.grid[1]} tokens, {plan.tokenizer.vocab_size} codes, generator "
+        f"{plan.generator.depth} x {plan.generator.dim}; about {minutes:.0f} minutes; logs and sheets in {work}"
+    )
+
+
+def _allow_tf32(dtype: str) -> None:
+    """What is not bf16 anyway need not be exact to the last bit either, unless fp32 was asked for."""
+    import torch
+
+    if dtype != "fp32" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
