@@ -4,9 +4,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from maskimg.conditions import Label
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline
+from maskimg.prompt import Asked
 from maskimg.recipe import read_recipe
 from maskimg.sampler import Sampler
 from vqgan import ImageError
@@ -18,7 +18,7 @@ def sample_folder(
     *,
     count: int,
     seed: int = 0,
-    label: Label = None,
+    label: Asked = None,
     sampler: Sampler | str | None = None,
     best_of: int = 1,
     batch_size: int = 16,
@@ -37,7 +37,7 @@ def sample_folder(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`{folder}` is a file, not a folder")
-    pipeline.labels.encode(label)  # a wrong label is refused before anything is written
+    pipeline.reader.condition(label)  # what the model does not know is refused before anything is written
 
     seeds = [(seed + i) % SEEDS for i in range(count)]
     wanted = {each: pipeline.recipe_for(label, each, sampler, best_of=best_of) for each in seeds}

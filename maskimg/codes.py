@@ -16,9 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
+from maskimg.conditions import Condition, Context
 from maskimg.crops import Crops
+from maskimg.noise import Source, rand
 from maskimg.pictures import Pictures, move
 from maskimg.sources import DataError
+from maskimg.words import NAME as WORDS
+from maskimg.words import Words, encode_captions
 from vqgan import Tokenizer, files
 from vqgan.images import normalize
 
@@ -26,6 +30,7 @@ DTYPES = ("uint8", "uint16", "uint32")  # of stored codes, the narrowest that ho
 SIGNED = {torch.uint8: torch.uint8, torch.uint16: torch.int16, torch.uint32: torch.int32}  # of the same width
 RESIDENT_SHARE = 0.25  # of a GPU's free memory that codes may fill
 BATCH = 256  # pictures encoded at a time
+PICTURE = "picture"  # name of the source that is another picture
 
 
 class Grids:
@@ -63,6 +68,23 @@ class Grids:
 
 
 @dataclasses.dataclass(frozen=True)
+class Captions:
+    """The captions of n pictures, read once: `context` holds all, picture i's are `count[i]` from `first[i]` on."""
+
+    context: Context
+    first: torch.Tensor
+    count: torch.Tensor
+
+    def drawn(self, rows: torch.Tensor, u: torch.Tensor) -> Context:
+        """One caption for each of these pictures (p,), chosen by `u` (p,) on [0, 1); none where there is none."""
+        count = self.count[rows]
+        chosen = self.first[rows] + (u * count).long().clamp(max=(count - 1).clamp(min=0))
+        chosen = chosen.clamp(max=len(self.context.present) - 1)
+        values, present = (tensor[chosen] for tensor in self.context)
+        return Context(values, present & (count > 0)[:, None])
+
+
+@dataclasses.dataclass(frozen=True)
 class CodeCache:
     """Encoded pictures.
 
@@ -74,6 +96,9 @@ class CodeCache:
         fingerprint: of the pictures, the tokenizer and the views.
         captions: a list for each picture; empty where no picture has any.
         tokenizer: fingerprint of the tokenizer; empty where it is not known.
+        words: the captions as a generator reads them, from `with_words` on.
+        source: the codes of the pictures that these are to be drawn from, view by view; None where there are none.
+        kind: of sources, how they were made: `grey`, `edges`, `lowres` or `folder`; empty of others.
     """
 
     codes: torch.Tensor | Grids
@@ -85,6 +110,9 @@ class CodeCache:
     fingerprint: str
     captions: list[list[str]] = dataclasses.field(default_factory=list)
     tokenizer: str = ""
+    words: Captions | None = None
+    source: "CodeCache | None" = None
+    kind: str = ""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -105,7 +133,42 @@ class CodeCache:
             held_out=self.held_out[chosen],
             names=[self.names[i] for i in rows],
             captions=[self.captions[i] for i in rows] if self.captions else [],
+            words=self.words and Captions(self.words.context, self.words.first[chosen], self.words.count[chosen]),
+            source=self.source and self.source.part(held_out),
         )
+
+    def drawn_from(self, source: "CodeCache") -> "CodeCache":
+        """With the codes of the pictures that these are to be drawn from.
+
+        Raises:
+            DataError: they are not those of the same pictures, view by view.
+        """
+        if source.names != self.names or source.codes.shape[:2] != self.codes.shape[:2]:
+            raise DataError("the sources are not those of these pictures: run `maskimg encode` again")
+        fingerprint = hashlib.sha256(f"{self.fingerprint} from {source.fingerprint}".encode()).hexdigest()
+        return dataclasses.replace(self, source=source, fingerprint=fingerprint)
+
+    def with_words(self, words: Words, directory: Path, *, progress: Any = None) -> "CodeCache":
+        """With its captions read by `words`; features of a frozen encoder are kept in `directory`."""
+        captions = [caption for several in self.captions for caption in several]
+        count = torch.tensor([len(several) for several in self.captions], dtype=torch.int64)
+        context = encode_captions(words, captions or [""], directory, progress=progress)
+        return dataclasses.replace(self, words=Captions(context, count.cumsum(0) - count, count))
+
+    def condition(self, rows: torch.Tensor, version: torch.Tensor | int = 0, generator: Source = None) -> Condition:
+        """What pictures `rows` (p,) are to be drawn from, in these views: labels, a caption each, and their sources.
+
+        Args:
+            generator: which of several captions; the first if not given.
+        """
+        contexts = {}
+        if self.words is not None:
+            u = torch.zeros(len(rows)) if generator is None else rand(generator, "caption", (len(rows),))
+            contexts[WORDS] = self.words.drawn(rows, u)
+        if self.source is not None:
+            codes = self.source.codes[version, rows].flatten(1).cpu()
+            contexts[PICTURE] = Context(codes, torch.ones_like(codes, dtype=torch.bool))
+        return Condition(self.labels[rows] if self.fields else None, tuple(self.fields), contexts)
 
     def resident(self, device: torch.device) -> "CodeCache":
         """With the codes on a CUDA `device`, if they fill a quarter of its free memory at most; else as it is."""
@@ -125,6 +188,7 @@ def encode_pictures(
     versions: int = 4,
     flip: bool = False,
     crops: Crops | None = None,
+    kind: str = "",
     seed: int = 0,
     progress=None,
 ) -> CodeCache:
@@ -134,6 +198,7 @@ def encode_pictures(
         versions: 1 keeps the pictures as they are; each further version moves them by up to a sixteenth of the side.
         flip: mirror every second version. Leave it off where left and right mean something, as in writing.
         crops: these views instead of versions and flip.
+        kind: of sources, how they were made.
         progress: wraps the iteration, such as `tqdm`.
     """
     views = crops.views if crops else versions
@@ -183,6 +248,7 @@ def encode_pictures(
                 "names": [pictures.names[i] for i in rows],
                 "captions": [pictures.captions[i] for i in rows] if pictures.captions else [],
                 "fingerprint": fingerprint,
+                "kind": kind,
                 "made_of": about,
             },
         )
@@ -211,6 +277,7 @@ def read_codes(directory: str | Path) -> CodeCache:
             about["fingerprint"],
             about.get("captions", []),
             about.get("made_of", {}).get("tokenizer", ""),
+            kind=about.get("kind", ""),
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise files.ModelError(f"`{directory}` holds no codes of maskimg's ({error}): encode them again") from error

@@ -1,18 +1,154 @@
-"""Labels: names <-> the condition tensor (b, f) int64, one column per label field.
+"""What a picture is to be: labels, words and another picture, as names and as the tensors that the networks take.
 
-A field that is not asked for holds its null value, one past its last name. Training drops fields at random, so the
-model knows the null values: guidance compares a picture's condition with the all-null one.
+A label field that is not asked for holds its null value, one past its last name; a sequence that is not asked for is
+absent, as padding is. Training drops fields and sequences at random, so the model knows what nothing is: guidance
+compares a picture's condition with the null one, or with one that lacks a single field.
+
+Shapes: b images, f label fields, s positions of a sequence, e features.
 """
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
 from maskimg.noise import Source, rand
 
 Label = str | Mapping[str, str] | None
+
+
+class Context(NamedTuple):
+    """A sequence for each of b images: word pieces or a picture's codes (b, s) int64, or features (b, s, e).
+
+    `present` (b, s) is False where there is only padding.
+    """
+
+    values: torch.Tensor
+    present: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Condition:
+    """What each of b images is to be.
+
+    Attributes:
+        labels: (b, f) int64, or None where there are no label fields or all are null.
+        fields: the label fields' names, for those who name one.
+        contexts: sequences by the name of their source, such as `words` or `picture`.
+        towards, share: (b, f) other labels and (b, 1) how far from `labels` to them, 0 to 1.
+        negative: what guidance moves away from; the null condition if not given.
+    """
+
+    labels: torch.Tensor | None = None
+    fields: tuple[str, ...] = ()
+    contexts: Mapping[str, Context] = dataclasses.field(default_factory=dict)
+    towards: torch.Tensor | None = None
+    share: torch.Tensor | None = None
+    negative: "Condition | None" = None
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor in it, in a fixed order."""
+        own = [each for each in (self.labels, self.towards, self.share) if each is not None]
+        sequences = [tensor for name in sorted(self.contexts) for tensor in self.contexts[name]]
+        return own + sequences + (self.negative.tensors if self.negative else [])
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Condition":
+        """With every tensor changed."""
+
+        def changed(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        return dataclasses.replace(
+            self,
+            labels=changed(self.labels),
+            contexts={name: Context(*map(change, context)) for name, context in self.contexts.items()},
+            towards=changed(self.towards),
+            share=changed(self.share),
+            negative=self.negative.map(change) if self.negative else None,
+        )
+
+    def to(self, device: torch.device | str) -> "Condition":
+        return self.map(lambda tensor: tensor.to(device))
+
+    def rows(self, chosen: torch.Tensor | slice) -> "Condition":
+        """Only these images'."""
+        return self.map(lambda tensor: tensor[chosen])
+
+    def expand(self, b: int) -> "Condition":
+        """One image's condition for all of b; that of b images stays as it is."""
+        return self.map(lambda tensor: tensor.expand(b, *tensor.shape[1:]))
+
+    def without(self, name: str, sizes: Sequence[int]) -> "Condition":
+        """With one label field or sequence forgotten; `sizes` are the names of each label field.
+
+        Raises:
+            ValueError: there is nothing of that name.
+        """
+        if name in self.contexts:
+            return dataclasses.replace(self, contexts={**self.contexts, name: _absent(self.contexts[name])})
+        if name not in self.fields or self.labels is None:
+            raise ValueError(
+                f"there is no `{name}` in this condition; there is {_listed([*self.fields, *self.contexts])}"
+            )
+        column = torch.tensor([field == name for field in self.fields], device=self.labels.device)
+
+        def forget(labels: torch.Tensor) -> torch.Tensor:
+            return torch.where(column, null_labels(labels, sizes), labels)
+
+        towards = None if self.towards is None else forget(self.towards)
+        return dataclasses.replace(self, labels=forget(self.labels), towards=towards)
+
+    def null(self, sizes: Sequence[int]) -> "Condition":
+        """With everything forgotten."""
+        return Condition(
+            None if self.labels is None else null_labels(self.labels, sizes),
+            self.fields,
+            {name: _absent(context) for name, context in self.contexts.items()},
+        )
+
+
+def as_condition(given: "torch.Tensor | Condition | None") -> Condition:
+    """Labels (b, f) alone, or nothing at all, as a Condition."""
+    return given if isinstance(given, Condition) else Condition(labels=given)
+
+
+def from_source(source: torch.Tensor, present: torch.Tensor | None = None, name: str = "picture") -> Condition:
+    """A source sequence (b, s) and which of it is there, as `paired_batches` gives them; all of it if not given."""
+    if present is None:
+        present = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
+    return Condition(contexts={name: Context(source, present)})
+
+
+def null_labels(labels: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The all-null labels of the same shape (b, f)."""
+    return torch.tensor(sizes, device=labels.device).expand_as(labels)
+
+
+def drop_condition(
+    condition: Condition, sizes: Sequence[int], probability: float, generator: Source = None
+) -> Condition:
+    """For training: with `probability` an image loses all, and each field and sequence is also lost on its own."""
+    if not condition.tensors:
+        return condition
+    b = len(condition.tensors[0])
+    all_of_it = rand(generator, "labels", (b, 1)) < probability
+    labels, contexts = condition.labels, dict(condition.contexts)
+    if labels is not None:
+        dropped = all_of_it | (rand(generator, "fields", tuple(labels.shape)) < probability)
+        labels = torch.where(dropped.to(labels.device), null_labels(labels, sizes), labels)
+    if contexts:
+        dropped = all_of_it | (rand(generator, "contexts", (b, len(contexts))) < probability)
+        for column, name in zip(dropped.unbind(1), sorted(contexts), strict=True):
+            values, present = contexts[name]
+            contexts[name] = Context(values, present & ~column[:, None].to(present.device))
+    return dataclasses.replace(condition, labels=labels, contexts=contexts)
+
+
+def _absent(context: Context) -> Context:
+    return Context(context.values, torch.zeros_like(context.present))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +208,6 @@ class LabelFields:
             hint = f"did you mean `{close[0]}`?" if close else f"there is {_listed(names)}"
             raise ValueError(f"there is no {field} `{name}`; {hint}")
         return names.index(name)
-
-
-def null_condition(condition: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """The all-null condition of the same shape (b, f)."""
-    return torch.tensor(sizes, device=condition.device).expand_as(condition)
-
-
-def drop_condition(
-    condition: torch.Tensor, sizes: Sequence[int], probability: float, generator: Source = None
-) -> torch.Tensor:
-    """For training: with `probability` a row (b, f) loses all its fields, and each field is also lost on its own."""
-    rows = rand(generator, "labels", (len(condition), 1)) < probability
-    fields = rand(generator, "fields", tuple(condition.shape)) < probability
-    dropped = (rows | fields).to(condition.device)
-    return torch.where(dropped, null_condition(condition, sizes), condition)
 
 
 def _listed(names) -> str:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from maskimg.blocks import attention
+from maskimg.conditions import Condition, as_condition
 from maskimg.network import Modulation, Network
-from maskimg.transformer import attention
 
 EPSILON = 1e-12  # of every normalisation: as in BERT, not torch's 1e-5
 
@@ -85,12 +86,12 @@ class GoogleTrunk(nn.Module):
     def forward(
         self,
         codes: torch.Tensor,
-        condition: torch.Tensor | Modulation | None = None,
+        condition: Condition | torch.Tensor | Modulation | None = None,
         sum_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
-            condition: (b, 1) int64, None for all null, or what `modulation` made of it.
+            condition: labels (b, 1) alone or in a Condition, None for all null, or what `modulation` made of it.
             sum_embeds: (b, h, w, d), added to the codes' embeddings (self-conditioning).
         """
         b, h, _ = codes.shape
@@ -108,11 +109,12 @@ class GoogleTrunk(nn.Module):
         x = self.last_norm(F.gelu(self.last(x[:, 1:]), approximate="tanh"))
         return rearrange(x, "b (h w) d -> b h w d", h=h)
 
-    def modulation(self, condition: torch.Tensor | None, b: int) -> Modulation:
+    def modulation(self, condition: Condition | torch.Tensor | None, b: int) -> Modulation:
         """Classes (b, 1) -> the embedding of the first token (b, 1, d). No class is MASK, which is the next word."""
-        if condition is None:
-            condition = torch.full((b, 1), self.config.label_sizes[0], device=self.positions.device)
-        return Modulation(self.words(self.config.vocab_size + condition))
+        labels = as_condition(condition).labels
+        if labels is None:
+            labels = torch.full((b, 1), self.config.label_sizes[0], device=self.positions.device)
+        return Modulation(self.words(self.config.vocab_size + labels))
 
     @property
     def _mask(self) -> int:

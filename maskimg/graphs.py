@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from maskimg.conditions import Condition
 from maskimg.maskgit import MaskGit
 from maskimg.sampler import Sampler
 from maskimg.sampling import make_plan, sample
@@ -21,7 +22,7 @@ class Recording(NamedTuple):
     """A graph with its inputs and output, tensors that stay in place."""
 
     graph: Any
-    condition: torch.Tensor | None
+    condition: Condition
     seeds: torch.Tensor
     codes: torch.Tensor
 
@@ -31,29 +32,29 @@ class GraphedSampler:
 
     def __init__(self, model: MaskGit):
         self.model = model
-        self.recordings: dict[tuple[int, Sampler, bool], Recording] = {}
+        self.recordings: dict[tuple[int, Sampler, tuple], Recording] = {}
 
     @torch.no_grad()
-    def __call__(self, condition: torch.Tensor | None, sampler: Sampler, seeds: torch.Tensor) -> torch.Tensor:
-        """Condition (b, f) or None, seeds (b,) -> codes (b, h, w).
+    def __call__(self, condition: Condition, sampler: Sampler, seeds: torch.Tensor) -> torch.Tensor:
+        """The condition of b images, seeds (b,) -> codes (b, h, w).
 
         Raises:
             RuntimeError: this device or driver cannot record the loop.
         """
-        key = (len(seeds), sampler, condition is None)
+        key = (len(seeds), sampler, tuple(tensor.shape for tensor in condition.tensors))
         if key not in self.recordings:
             if len(self.recordings) >= KEPT:
                 del self.recordings[next(iter(self.recordings))]  # the oldest
             self.recordings[key] = self._record(condition, sampler, seeds)
         recording = self.recordings[key]
         recording.seeds.copy_(seeds)
-        if recording.condition is not None and condition is not None:
-            recording.condition.copy_(condition)
+        for kept, new in zip(recording.condition.tensors, condition.tensors, strict=True):
+            kept.copy_(new)
         recording.graph.replay()
         return recording.codes.clone()
 
-    def _record(self, condition: torch.Tensor | None, sampler: Sampler, seeds: torch.Tensor) -> Recording:
-        condition = condition.clone() if condition is not None else None
+    def _record(self, condition: Condition, sampler: Sampler, seeds: torch.Tensor) -> Recording:
+        condition = condition.map(torch.clone)
         seeds = seeds.clone()
         h, w = self.model.grid
         masked = torch.full((len(seeds), h, w), self.model.mask_id, device=seeds.device)

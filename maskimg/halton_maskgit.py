@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from maskimg.blocks import attention
+from maskimg.conditions import Condition, as_condition
 from maskimg.network import Modulation, Network
-from maskimg.transformer import attention
 
 EPSILON = 1e-5  # of every normalisation
 MODULATED = 6  # shifts, scales and gates of a block
@@ -88,12 +89,12 @@ class HaltonTrunk(nn.Module):
     def forward(
         self,
         codes: torch.Tensor,
-        condition: torch.Tensor | Modulation | None = None,
+        condition: Condition | torch.Tensor | Modulation | None = None,
         sum_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
-            condition: (b, 1) int64, None for all null, or what `modulation` made of it.
+            condition: labels (b, 1) alone or in a Condition, None for all null, or what `modulation` made of it.
             sum_embeds: (b, h, w, d), added to the codes' embeddings (self-conditioning).
         """
         b, h, w = codes.shape
@@ -113,11 +114,12 @@ class HaltonTrunk(nn.Module):
         x = modulated(rms_norm(x[:, : h * w]) * self.gain + self.offset, shift, scale)
         return rearrange(x, "b (h w) d -> b h w d", h=h)
 
-    def modulation(self, condition: torch.Tensor | None, b: int) -> Modulation:
+    def modulation(self, condition: Condition | torch.Tensor | None, b: int) -> Modulation:
         """Classes (b, 1) -> (b, 6 * depth + 2, 1, d): all shifts, scales and gates, a third of the large network."""
-        if condition is None:
-            condition = torch.full((b, 1), self.config.label_sizes[0], device=self.positions.device)
-        c = F.silu(self.classes(condition[:, 0]))  # (b, d)
+        labels = as_condition(condition).labels
+        if labels is None:
+            labels = torch.full((b, 1), self.config.label_sizes[0], device=self.positions.device)
+        c = F.silu(self.classes(labels[:, 0]))  # (b, d)
         modules: list[Any] = [*self.blocks, self]
         parts = torch.cat([module.modulate(c) for module in modules], dim=1)
         return Modulation(rearrange(parts, "b (part d) -> b part 1 d", d=self.config.dim))

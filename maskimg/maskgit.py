@@ -8,7 +8,7 @@ or tokenizer.
 Shapes: b images, h w tokens, n = h * w, v codes, d features, f label fields, m masked tokens of a batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from maskimg.conditions import drop_condition
+from maskimg.conditions import Condition, as_condition, drop_condition
 from maskimg.foreign import ForeignCritic, ForeignNet, make_sampler
 from maskimg.masking import Schedule, elbo_weights, random_mask, random_ratio, schedule_named, training_counts
-from maskimg.network import Modulation, Network
+from maskimg.network import Modulation, Network, joined
 from maskimg.noise import Chance, Source, rand, randint
 from maskimg.sampler import Sampler
 from maskimg.sampling import draw_codes, sample
 
-Condition = torch.Tensor | dict[str, Any] | None
+Given = Condition | torch.Tensor | dict[str, Any] | None  # labels (b, f) alone, or what a foreign network takes
+Guidance = float | Mapping[str, float]
 CRITIC_TARGETS = ("wrong", "sampled")
 
 
@@ -37,11 +38,16 @@ class Losses(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A condition as the networks take it; computed once for all steps of a generation."""
+    """A condition as the networks take it; computed once for all steps of a generation.
 
-    generator: Modulation | Condition
-    null: Modulation | None
-    critic: Modulation | Condition
+    `away` are what guidance has moved away from so far: the null or negative condition, by the name "", and the
+    condition without a field, by the field's name.
+    """
+
+    condition: Given
+    generator: Modulation | Given
+    critic: Modulation | Given
+    away: dict[str, Modulation]
 
 
 class Predictions(NamedTuple):
@@ -200,17 +206,21 @@ class MaskGit(nn.Module):
     def forward(
         self,
         codes: torch.Tensor,
-        condition: Condition = None,
+        condition: Given = None,
         *,
+        fixed: torch.Tensor | None = None,
         only_train_generator: bool = False,
         only_train_critic: bool = False,
         generator_sample_temperature: float | None = None,
         generator: Source = None,
         **extras: Any,
     ) -> Losses:
-        """Complete codes (b, h, w), or flat (b, n), and their condition (b, f) -> Losses.
+        """Complete codes (b, h, w), or flat (b, n), and their condition -> Losses.
 
         Args:
+            condition: labels (b, f) alone, or a Condition.
+            fixed: (h, w) or (n,) bool, True for a prefix or other part of every grid that is never masked and never
+                scored; `generate` is given its codes.
             only_train_generator: leave the critic out.
             only_train_critic: no gradient reaches the generator, also with the self critic.
             generator_sample_temperature: of the codes that the critic judges; uniform on [0, 1) if not given.
@@ -223,11 +233,12 @@ class MaskGit(nn.Module):
         """
         codes = self._checked(codes, only_train_generator, only_train_critic)
         condition = self._with_extras(condition, extras)
-        if isinstance(condition, torch.Tensor) and self.training:
+        if isinstance(condition, Condition) and self.training:
             condition = drop_condition(condition, self.net.label_sizes, self.condition_drop, generator)
+        free = self._free(fixed)
 
         # Mask a random share of each grid.
-        masked, r = random_mask(codes, self.schedule, generator)
+        masked, r = random_mask(codes, self.schedule, generator, None if fixed is None else ~free)
         corrupted = self._corrupt(codes, masked, generator)
 
         # Predict the masked codes.
@@ -235,8 +246,8 @@ class MaskGit(nn.Module):
             features = self._trunk(corrupted, condition, self._first_look(corrupted, condition, generator))
         generator_loss = None
         if not only_train_critic:
-            share = self._share(masked, generator)
-            generator_loss = share * self._generator_loss(features, codes, masked, r)
+            share = self._share(free, generator)
+            generator_loss = share * self._generator_loss(features, codes, masked, r, free)
         if generator_loss is not None and (only_train_generator or not self.has_critic):
             return Losses(generator_loss, generator_loss, None)
 
@@ -250,7 +261,8 @@ class MaskGit(nn.Module):
         filled = codes.masked_scatter(masked, self._draws(features.detach(), masked, temperature, generator))
         target = masked if self.critic_target == "sampled" else filled != codes
         critic_logits = self.critic_logits(filled, condition, detach=only_train_critic)
-        critic_loss = F.binary_cross_entropy_with_logits(critic_logits.float(), target.float())
+        weight = free / free.float().mean()  # 1 everywhere, but for what is fixed
+        critic_loss = F.binary_cross_entropy_with_logits(critic_logits.float(), target.float(), weight)
         if isinstance(generator, Chance):
             critic_loss = generator.share * critic_loss
         if generator_loss is None:
@@ -261,7 +273,7 @@ class MaskGit(nn.Module):
     def elbo(
         self,
         codes: torch.Tensor,
-        condition: Condition = None,
+        condition: Given = None,
         *,
         draws: int = 8,
         generator: torch.Generator | None = None,
@@ -290,56 +302,63 @@ class MaskGit(nn.Module):
 
     # What the sampling loop asks for.
 
-    def prepare(self, condition: Condition, b: int) -> Prepared:
+    def prepare(self, condition: Given, b: int) -> Prepared:
         """Whatever about a condition is the same at every step of a generation."""
         if not isinstance(self.net, Network) or isinstance(condition, dict):
-            return Prepared(condition, None, condition)
+            return Prepared(condition, condition, condition, {})
         trunk = self.net.trunk
-        null = None
-        if condition is not None:
-            null = trunk.modulation(None, b)
         critic_trunk = getattr(self.token_critic, "trunk", trunk if self.self_critic is not None else None)
         critic = critic_trunk.modulation(condition, b) if critic_trunk is not None else condition
-        return Prepared(trunk.modulation(condition, b), null, critic)
+        return Prepared(condition, trunk.modulation(condition, b), critic, {})
 
     def features(
-        self, codes: torch.Tensor, prepared: Prepared, guidance: float = 1.0, memory: torch.Tensor | None = None
+        self, codes: torch.Tensor, prepared: Prepared, guidance: Guidance = 1.0, memory: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Codes (b, h, w), some MASK -> features (b, h, w, d) for `to_logits`, and the memory for the next step.
 
         Guidance moves away from what the model would say without a condition: u + guidance (c - u); 1 is off (Ho and
-        Salimans 2022, arXiv 2207.12598). One doubled batch, only if on. Since the head is linear, moving the features
-        moves the logits by the same rule.
+        Salimans 2022, arXiv 2207.12598). That of a single field moves away from what it would say without that field,
+        and what several fields do adds up (Brooks et al. 2023, arXiv 2211.09800). One larger batch, only if on. Since
+        the head is linear, moving the features moves the logits by the same rule.
 
         Args:
+            guidance: of the whole condition; or by field, the whole condition's by the name "".
             memory: of the step before, where the model is self-conditioned; None at the first step.
         """
+        strengths = guidance if isinstance(guidance, Mapping) else {"": guidance}
+        strengths = {name: strength for name, strength in strengths.items() if strength != 1}
         condition = prepared.generator
-        guided = False
-        if guidance != 1 and prepared.null is not None and isinstance(condition, Modulation):
-            cast(Network, self.net).check_guidance(guidance)
-            guided = True
-            both = torch.cat((condition.shared, prepared.null.shared))
-            codes, condition = codes.repeat(2, 1, 1), Modulation(both)
+        if not isinstance(condition, Modulation) or not self._is_given(prepared.condition):
+            strengths = {}
+        elif strengths:
+            cast(Network, self.net).check_guidance(*strengths.values())
+            away = [self._away(prepared, name, len(codes)) for name in strengths]
+            codes, condition = codes.repeat(1 + len(away), 1, 1), joined([condition, *away])
         if self.self_cond and memory is not None and len(memory) != len(codes):  # guidance was switched on or off
             memory = torch.cat((memory, self.self_cond.null(codes)))[: len(codes)]
         features = self._trunk(codes, condition, memory)
-        if not guided:
-            return features, features if self.self_cond else None
-        conditional, unconditional = features.float().chunk(2)
         memory = features if self.self_cond else None
-        return (unconditional + guidance * (conditional - unconditional)).to(features.dtype), memory
+        if not strengths:
+            return features, memory
+        conditional, *others = features.float().chunk(1 + len(strengths))
+        moved = conditional
+        for (name, strength), other in zip(strengths.items(), others, strict=True):
+            if not name:
+                moved = other + strength * (conditional - other)
+            else:
+                moved = moved + (strength - 1) * (conditional - other)
+        return moved.to(features.dtype), memory
 
     def to_logits(self, features: torch.Tensor) -> torch.Tensor:
         """Features (..., d) -> logits (..., v) in fp32."""
         return self.net.to_logits(features).float()
 
-    def logits(self, codes: torch.Tensor, condition: Condition = None, guidance: float = 1.0) -> torch.Tensor:
+    def logits(self, codes: torch.Tensor, condition: Given = None, guidance: Guidance = 1.0) -> torch.Tensor:
         """Codes (b, h, w), some MASK -> logits (b, h, w, v) in fp32, guided as in `features`."""
         return self.to_logits(self.features(codes, self.prepare(condition, len(codes)), guidance)[0])
 
     def critic_logits(
-        self, codes: torch.Tensor, condition: Condition | Prepared = None, *, detach: bool = False
+        self, codes: torch.Tensor, condition: Given | Prepared = None, *, detach: bool = False
     ) -> torch.Tensor:
         """Complete codes (b, h, w) -> logits (b, h, w), high where a code is wrong.
 
@@ -361,7 +380,7 @@ class MaskGit(nn.Module):
     def generate(
         self,
         batch_size: int | None = None,
-        condition: Condition = None,
+        condition: Given = None,
         *,
         codes: torch.Tensor | None = None,
         steps: int | None = None,
@@ -431,9 +450,7 @@ class MaskGit(nn.Module):
 
     # Pieces.
 
-    def _trunk(
-        self, codes: torch.Tensor, condition: Condition | Modulation, memory: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _trunk(self, codes: torch.Tensor, condition: Given | Modulation, memory: torch.Tensor | None) -> torch.Tensor:
         """Features (b, h, w, d); `memory` (b, h, w, d) are those of an earlier look, None the null."""
         embeds = None
         if self.self_cond is not None:
@@ -441,7 +458,7 @@ class MaskGit(nn.Module):
         return self.net.trunk(codes, condition, embeds)
 
     def _first_look(
-        self, codes: torch.Tensor, condition: Condition, generator: Source, always: bool = False
+        self, codes: torch.Tensor, condition: Given, generator: Source, always: bool = False
     ) -> torch.Tensor | None:
         """What a self-conditioned model is told in training: its features of a first look, or (None) the null.
 
@@ -456,31 +473,57 @@ class MaskGit(nn.Module):
         looked = rand(generator, "look", (len(codes), 1, 1, 1)) < self.self_cond_train_prob
         return torch.where(looked.to(codes.device), seen, self.self_cond.null(codes).to(seen))
 
-    def _share(self, masked: torch.Tensor, generator: Source) -> float:
+    def _free(self, fixed: torch.Tensor | None) -> torch.Tensor:
+        """Which tokens of every grid may be masked and are scored, (h, w) bool."""
+        h, w = self.grid
+        if fixed is None:
+            return torch.ones(h, w, dtype=torch.bool, device=self.device)
+        if fixed.numel() != h * w or fixed.dtype != torch.bool or bool(fixed.all()):
+            raise ValueError(f"fixed must be {(h, w)} bool, and leave something to predict, got {tuple(fixed.shape)}")
+        return ~fixed.reshape(h, w).to(self.device)
+
+    def _is_given(self, condition: Given) -> bool:
+        """Whether there is anything that guidance could move away from."""
+        return isinstance(condition, torch.Tensor) or (isinstance(condition, Condition) and bool(condition.tensors))
+
+    def _away(self, prepared: Prepared, name: str, b: int) -> Modulation:
+        """What guidance moves away from: without the field `name`, or without anything."""
+        if name not in prepared.away:
+            condition = as_condition(cast(Condition | torch.Tensor | None, prepared.condition))
+            if name:
+                other = condition.without(name, self.net.label_sizes)
+            else:
+                other = condition.negative or condition.null(self.net.label_sizes)
+            prepared.away[name] = cast(Network, self.net).trunk.modulation(other, b)
+        return prepared.away[name]
+
+    def _share(self, free: torch.Tensor, generator: Source) -> float:
         """How much of the whole batch's loss the mean over a part's tokens stands for: 1 for all of it."""
         if not isinstance(generator, Chance) or generator.rows is None:
             return 1.0
         if self.loss_weight == "elbo":
             return generator.share
-        n, visible = masked[0].numel(), self.visible_weight
+        n, visible = int(free.sum()), self.visible_weight
         counts = training_counts(random_ratio(generator.size, generator.whole), self.schedule, n)
         weights = counts + visible * (n - counts)
         return (weights[generator.places].sum() / weights.sum()).item()
 
     def _generator_loss(
-        self, features: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor, r: torch.Tensor
+        self, features: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor, r: torch.Tensor, free: torch.Tensor
     ) -> torch.Tensor:
         if self.visible_weight:
             losses = self.net.cross_entropy(features.flatten(0, 2), codes.flatten(), self.label_smoothing)
             self._tell(features, losses[masked.flatten()], codes, masked)
-            weights = torch.where(masked, 1.0, self.visible_weight).flatten()
+            weights = (torch.where(masked, 1.0, self.visible_weight) * free).flatten()
             return (losses * weights).sum() / weights.sum()
         # The head is run at masked positions only.
         losses = self.net.cross_entropy(features[masked], codes[masked], self.label_smoothing)
         self._tell(features, losses, codes, masked)
         if self.loss_weight == "elbo":
-            weights = self._elbo_weights[masked.sum((1, 2)).cpu()].to(losses)[:, None, None].expand(codes.shape)
-            return (losses * weights[masked]).sum() / codes.numel()
+            n = int(free.sum())
+            table = self._elbo_weights if n == free.numel() else elbo_weights(n, self.schedule)
+            weights = table[masked.sum((1, 2)).cpu()].to(losses)[:, None, None].expand(codes.shape)
+            return (losses * weights[masked]).sum() / (n * len(codes))
         if callable(self.loss_weight):
             weights = self.loss_weight(r).to(losses)[:, None, None].expand(codes.shape)
             losses = losses * weights[masked]
@@ -508,14 +551,16 @@ class MaskGit(nn.Module):
             raise ValueError("only_train_critic needs a critic: give token_critic or self_token_critic")
         return codes
 
-    def _with_extras(self, condition: Condition, extras: dict[str, Any]) -> Condition:
+    def _with_extras(self, condition: Given, extras: dict[str, Any]) -> Condition | dict[str, Any] | None:
         own = isinstance(self.net, Network)
-        if not own and isinstance(condition, torch.Tensor):
+        if not own and isinstance(condition, torch.Tensor | Condition):
             raise ValueError("this network knows no labels: give what else it takes by name")
         extras = {**(condition if isinstance(condition, dict) else {}), **extras}
         if own and extras:
             raise ValueError(f"unknown arguments {', '.join(extras)}: this network takes codes and a condition")
-        return extras or condition
+        if own:
+            return as_condition(cast(Condition | torch.Tensor | None, condition))
+        return extras or None
 
     def _corrupt(self, codes: torch.Tensor, masked: torch.Tensor, generator: Source) -> torch.Tensor:
         """What the network sees: MASK at masked positions, but for a share kept and a share replaced at random."""

@@ -100,17 +100,26 @@ def schedule_named(schedule: str | Schedule) -> Schedule:
 
 
 def random_mask(
-    codes: torch.Tensor, schedule: str | Schedule, generator: Source = None
+    codes: torch.Tensor, schedule: str | Schedule, generator: Source = None, fixed: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For training: codes (b, h, w) -> masked (b, h, w) bool, and the schedule's r (b,) that it came from.
 
     Exactly ceil(max(1, gamma(r) n)) are True in each image. r is uniform on [0, 1) and the positions are a uniform
     subset, both drawn on the CPU from `generator`.
+
+    Args:
+        fixed: (h, w) bool, True where nothing is ever masked; n counts the others.
     """
     b, h, w = codes.shape
     r = random_ratio(b, generator)
-    counts = training_counts(r, schedule, h * w)
-    ranks = rand(generator, "order", (b, h * w)).argsort(dim=-1, stable=True)  # a uniform permutation in each row
+    chance = rand(generator, "order", (b, h * w))
+    if fixed is None:
+        counts = training_counts(r, schedule, h * w)
+        ranks = chance.argsort(dim=-1, stable=True)  # a uniform permutation in each row
+    else:
+        counts = training_counts(r, schedule, int((~fixed).sum()))
+        last = chance.masked_fill(fixed.cpu().flatten(), torch.inf)
+        ranks = last.argsort(dim=-1, stable=True).argsort(dim=-1)
     return rearrange(ranks < counts[:, None], "b (h w) -> b h w", h=h).to(codes.device), r
 
 

@@ -6,11 +6,15 @@ face can be wrapped (`maskimg.foreign`), but not written to files.
 Shapes: b images, h w tokens, v codes, d features, f label fields, m tokens of a batch.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from maskimg.blocks import Looked
+from maskimg.conditions import Condition, Context, as_condition
 
 
 class Config(Protocol):
@@ -39,9 +43,34 @@ class Config(Protocol):
 
 
 class Modulation(NamedTuple):
-    """What a condition does to a network (b, ...): whatever the trunk makes of it. It changes with no step."""
+    """What a condition does to a network: whatever the trunk makes of it. It changes with no step.
+
+    Attributes:
+        shared: (b, ...).
+        looked: for each source, what each block looks at.
+    """
 
     shared: torch.Tensor
+    looked: tuple[list[Looked], ...] = ()
+
+
+def joined(parts: Sequence[Modulation]) -> Modulation:
+    """Several batches' modulations as one batch's; sources are padded to the longest."""
+    looked = []
+    for of_source in zip(*(part.looked for part in parts), strict=True):
+        looked.append([_joined_looked(of_block) for of_block in zip(*of_source, strict=True)])
+    return Modulation(torch.cat([part.shared for part in parts]), tuple(looked))
+
+
+def _joined_looked(parts: Sequence[Looked]) -> Looked:
+    longest = max(part.present.shape[1] for part in parts)
+    missing = [longest - part.present.shape[1] for part in parts]
+    return Looked(
+        torch.cat([F.pad(part.keys, (0, 0, 0, more)) for part, more in zip(parts, missing, strict=True)]),
+        torch.cat([F.pad(part.values, (0, 0, 0, more)) for part, more in zip(parts, missing, strict=True)]),
+        torch.cat([F.pad(part.present, (0, more)) for part, more in zip(parts, missing, strict=True)]),
+        parts[0].rotation,
+    )
 
 
 class Network(nn.Module):
@@ -85,8 +114,13 @@ class Network(nn.Module):
     def label_sizes(self) -> tuple[int, ...]:
         return self.config.label_sizes
 
+    @property
+    def sources(self) -> tuple[Any, ...]:
+        """The SourceConfigs of the sequences that it draws from."""
+        return getattr(self.config, "sources", ())
+
     def forward(
-        self, codes: torch.Tensor, condition: torch.Tensor | None = None, *, at: torch.Tensor | None = None
+        self, codes: torch.Tensor, condition: Condition | torch.Tensor | None = None, *, at: torch.Tensor | None = None
     ) -> torch.Tensor:
         """With `at` (b, h, w) bool, only the logits of the m True positions, (m, v): the head is not run elsewhere."""
         x = self.trunk(codes, condition)
@@ -113,22 +147,50 @@ class Network(nn.Module):
                     f"guidance must be 1, got {each}"
                 )
 
-    def check_condition(self, condition: torch.Tensor | None, b: int) -> None:
+    def check_condition(self, given: Condition | torch.Tensor | None, b: int) -> None:
         """Refuse what is no condition for `b` images.
 
         Raises:
-            ValueError: its shape is not (b, f), or a label is out of range or missing where the model needs one.
+            ValueError: a shape does not fit, a label or value is out of range, there is no such source, or nothing is
+                given where the model needs something.
         """
-        if condition is None:
-            if not self.has_null:
-                raise ValueError("this model was never trained without a label, so it cannot draw anything: give one")
-            return
-        if tuple(condition.shape) not in ((1, len(self.label_sizes)), (b, len(self.label_sizes))):
-            raise ValueError(f"expected a condition of ({b}, {len(self.label_sizes)}), got {tuple(condition.shape)}")
-        for column, size in zip(condition.unbind(1), self.label_sizes, strict=True):
+        condition = as_condition(given)
+        if condition.labels is None and not self.has_null:
+            raise ValueError("this model was never trained without a label, so it cannot draw anything: give one")
+        for labels in (condition.labels, condition.towards):
+            if labels is not None:
+                self._check_labels(labels, b)
+        known = {source.name: source for source in self.sources}
+        for name, context in condition.contexts.items():
+            if name not in known:
+                raise ValueError(f"this model draws from no `{name}`; from {', '.join(known) or 'labels alone'}")
+            _check_context(known[name], context, b)
+        if condition.negative is not None:
+            self.check_condition(condition.negative, b)
+
+    def _check_labels(self, labels: torch.Tensor, b: int) -> None:
+        f = len(self.label_sizes)
+        if tuple(labels.shape) not in ((1, f), (b, f)):
+            raise ValueError(f"expected a condition of ({b}, {f}), got {tuple(labels.shape)}")
+        for column, size in zip(labels.unbind(1), self.label_sizes, strict=True):
             highest = size if self.has_null else size - 1
             if len(column) and not 0 <= int(column.min()) <= int(column.max()) <= highest:
                 raise ValueError(f"expected labels in [0, {highest}], got {int(column.min())} to {int(column.max())}")
+
+
+def _check_context(source: Any, context: Context, b: int) -> None:
+    values, present = context
+    rows, s = present.shape
+    width = (source.features,) if source.features else ()
+    if rows not in (1, b) or s > source.length or tuple(values.shape) != (rows, s, *width):
+        raise ValueError(
+            f"expected a `{source.name}` of ({b}, {source.length} or fewer{', ' + str(width[0]) if width else ''}), "
+            f"got {tuple(values.shape)} and {tuple(present.shape)}"
+        )
+    if values.numel() and source.vocab_size and not 0 <= int(values.min()) <= int(values.max()) < source.vocab_size:
+        raise ValueError(
+            f"expected `{source.name}` in [0, {source.vocab_size}), got {int(values.min())} to {int(values.max())}"
+        )
 
 
 def cross_entropy(logits: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:

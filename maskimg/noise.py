@@ -34,7 +34,7 @@ def gumbel(u: torch.Tensor) -> torch.Tensor:
 
 # What training draws; a purpose's place is its stream, so new ones go to the end.
 PURPOSES = ("sample", "version", "mirror", "move", "labels", "fields", "ratio", "order", "keep", "code", "look")
-PURPOSES += ("temperature", "draw")
+PURPOSES += ("temperature", "draw", "contexts", "caption")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

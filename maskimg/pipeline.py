@@ -16,6 +16,7 @@ from PIL import Image
 
 from maskimg import __version__
 from maskimg.architectures import read_network, write_network
+from maskimg.codes import PICTURE
 from maskimg.conditions import Label, LabelFields
 from maskimg.graphs import GraphedSampler
 from maskimg.hardware import autocast, can_compile, compile_blocks, pick_device, pick_dtype
@@ -23,11 +24,14 @@ from maskimg.hole import Hole, Mask, painted_pixels, tokens_along, tokens_to_red
 from maskimg.maskgit import MaskGit
 from maskimg.network import Network
 from maskimg.noise import SEEDS
+from maskimg.prompt import Asked, PromptReader, with_rest
 from maskimg.recipe import write_png
 from maskimg.reconstruction import Reconstruction, reconstruct
 from maskimg.sampler import Sampler, make_presets
 from maskimg.sampling import Step, first_features, sample_steps
+from maskimg.source_pictures import transform
 from maskimg.transformer import TokenCritic, TransformerConfig
+from maskimg.words import Words, read_words
 from vqgan import Tokenizer, files, load_image
 from vqgan.images import pad_square, to_pil, to_tensor
 
@@ -77,6 +81,8 @@ class Pipeline:
         recipe: the model's own Sampler, used wherever none is given.
         presets: Samplers by name, `fast`, `balanced` and `best`; a name may be given wherever a Sampler may.
         labels: its label fields.
+        words: what reads its prompts; None where it was trained without captions.
+        source_tokenizer: of the pictures that it translates; its own, unless they have another.
         about: name, data, licence and measured quality, as in pipeline.json.
         compiled: the networks' blocks are compiled: seconds at the first picture, then up to half as long again as
             fast. Rounding differs, and so may the picture of a seed; the recipe says which it was.
@@ -89,6 +95,8 @@ class Pipeline:
         critic: TokenCritic | None = None,
         *,
         labels: Mapping[str, Sequence[str]] | None = None,
+        words: Words | None = None,
+        source_tokenizer: Tokenizer | None = None,
         recipe: Sampler = Sampler(),  # noqa: B008 (frozen)
         presets: Mapping[str, Sampler] | None = None,
         about: dict[str, Any] | None = None,
@@ -116,6 +124,11 @@ class Pipeline:
             raise ValueError(
                 f"the generator knows {generator.net.label_sizes} labels per field, but {self.labels.sizes} are named"
             )
+        sources = {source.name: source for source in generator.net.sources}
+        if words is not None and sources.get(words.source.name) != words.source:
+            raise ValueError("the generator was not made for these words")
+        self.words, self.source_tokenizer = words, (source_tokenizer or tokenizer).to(self.device).eval()
+        self.reader = PromptReader(self.labels, words, list(sources))
         self.recipe, self.about = recipe, about or {}
         self.presets = {**make_presets(recipe, self.generator.has_critic), **(presets or {})}
 
@@ -138,7 +151,8 @@ class Pipeline:
                 raise ValueError(f"there is no preset `{sampler}`; there is {', '.join(self.presets)}")
             sampler = self.presets[sampler]
         sampler = sampler or self.recipe
-        self.net.check_guidance(*(sampler.guidance_at(i) for i in range(sampler.steps)))
+        self.net.check_guidance(*(each for i in range(sampler.steps) for each in sampler.guidances_at(i).values()))
+        self.reader.check_fields([name for name, _ in sampler.field_guidance])
         return sampler
 
     @property
@@ -178,8 +192,12 @@ class Pipeline:
 
     def generate(
         self,
-        label: Label = None,
+        label: Asked = None,
         *,
+        prompt: str | None = None,
+        negative: str | None = None,
+        towards: Label = None,
+        share: float = 0.5,
         seeds: int | Sequence[int] = 0,
         count: int = 1,
         sampler: Sampler | str | None = None,
@@ -188,7 +206,9 @@ class Pipeline:
         """Draw pictures.
 
         Args:
-            label: a name of the first label field, `{field: name}`, or None for anything.
+            label: a name of the first label field, `{field: name}`, or None for anything; or a whole Prompt.
+            prompt, negative: in words, what they are to show, and what guidance moves away from.
+            towards, share: another label, and how far from the first to it, 0 to 1.
             seeds: image i of `count` uses (seeds + i) mod 2**32; or a list with one seed per image.
             sampler: numbers of the loop, or the name of a preset.
             best_of: draw so many candidates of each picture and keep the one the critic believes most.
@@ -196,16 +216,54 @@ class Pipeline:
         Raises:
             ValueError: the label does not exist, or a critic is asked for that is not there.
         """
+        asked = with_rest(label, prompt, negative, towards, share)
         seeds = expand_seeds(seeds, count)
-        recipes = [self.recipe_for(label, seed, sampler, best_of=best_of) for seed in seeds]
-        return self._finish(self._draw(label, None, seeds, sampler, best_of), recipes)
+        recipes = [self.recipe_for(asked, seed, sampler, best_of=best_of) for seed in seeds]
+        return self._finish(self._draw(asked, None, seeds, sampler, best_of), recipes)
+
+    def translate(
+        self,
+        image: Image.Image | str | Path,
+        label: Asked = None,
+        *,
+        prompt: str | None = None,
+        negative: str | None = None,
+        seeds: int | Sequence[int] = 0,
+        count: int = 1,
+        sampler: Sampler | str | None = None,
+        best_of: int = 1,
+    ) -> Result:
+        """Draw what a picture becomes: in colour, in another style, sharper; whatever the model was trained to do.
+
+        Args:
+            image: of any size; it is padded to the model's square, and the result is cut back to its shape.
+            label, prompt, negative, sampler, best_of: as in `generate`.
+
+        Raises:
+            ImageError: a file cannot be read. ValueError: the model cannot translate, or as in `generate`.
+        """
+        if PICTURE not in self.reader.sources:
+            raise ValueError("this model was trained without source pictures, so it cannot translate one")
+        square, box = pad_square(opened(image), self.image_size)
+        source = self.source_tokenizer.encode(self.as_source(to_tensor(square)[None]).to(self.device))
+        asked = dataclasses.replace(with_rest(label, prompt, negative), source=source)
+        seeds = expand_seeds(seeds, count)
+        recipes = [self.recipe_for(asked, seed, sampler, task="translate", best_of=best_of) for seed in seeds]
+        result = self._finish(self._draw(asked, None, seeds, sampler, best_of), recipes)
+        return dataclasses.replace(result, images=[drawn.crop(box) for drawn in result.images])
+
+    def as_source(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures (b, 3, H, W) as the model's sources are made: in grey, as edges, at a low resolution, or as is."""
+        return transform(self.about.get("source", "folder"), images)
 
     def inpaint(
         self,
         image: Image.Image | str | Path,
         mask: Mask,
-        label: Label = None,
+        label: Asked = None,
         *,
+        prompt: str | None = None,
+        negative: str | None = None,
         seeds: int | Sequence[int] = 0,
         count: int = 1,
         sampler: Sampler | str | None = None,
@@ -223,6 +281,7 @@ class Pipeline:
         Raises:
             ImageError: a file cannot be read. ValueError: nothing is painted, the sizes differ, or as in `generate`.
         """
+        label = with_rest(label, prompt, negative)
         hole = self.hole(image, mask, coverage=coverage, grow=grow)
         seeds = expand_seeds(seeds, count)
         extra = {"tokens_redrawn": int(hole.tokens.sum())}
@@ -252,7 +311,7 @@ class Pipeline:
 
     def steps(
         self,
-        label: Label = None,
+        label: Asked = None,
         *,
         codes: torch.Tensor | None = None,
         seeds: int | Sequence[int] = 0,
@@ -274,17 +333,16 @@ class Pipeline:
         if len(codes) != len(chosen):
             raise ValueError(f"expected one seed for each of {len(codes)} grids, got {len(chosen)}")
         codes = codes.to(self.device)
-        condition = self.labels.encode(label, len(chosen))
-        condition = condition.to(self.device) if condition is not None else None
+        condition = self.reader.condition(label, len(chosen)).to(self.device)
 
         # On a CPU each image has a loop of its own, so that not even rounding depends on the others. On a GPU that
         # would cost nearly all the speed.
         size = 1 if self.device.type == "cpu" else max(1, len(chosen))
-        labels = condition.split(size) if condition is not None else [None] * -(-len(chosen) // size)
+        rows = [condition.rows(slice(start, start + size)) for start in range(0, len(chosen), size)]
         first, loops = None, []
         if bool((codes == self.generator.mask_id).all()):  # then all images begin alike
-            first = first_features(self.running, labels[0], sampler, codes[:size])
-        for part, row, seed in zip(codes.split(size), labels, chosen.split(size), strict=True):
+            first = first_features(self.running, rows[0], sampler, codes[:size])
+        for part, row, seed in zip(codes.split(size), rows, chosen.split(size), strict=True):
             loops.append(sample_steps(self.running, part, row, sampler, seed, complete=complete, first=first))
         states: list[Step | None] = [None] * len(loops)
         for i in range(sampler.steps):
@@ -308,7 +366,7 @@ class Pipeline:
 
     def recipe_for(
         self,
-        label: Label,
+        label: Asked,
         seed: int,
         sampler: Sampler | str | None = None,
         *,
@@ -321,7 +379,7 @@ class Pipeline:
             "model": self.name,
             "model_sha256": self.about.get("manifest_sha256"),
             "task": task,
-            "label": (self.labels.decode(self.labels.encode(label)) or [{}])[0],
+            **self.reader.told(label),
             "seed": seed,
             "sampler": self.sampler(sampler).numbers(),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -395,10 +453,13 @@ class Pipeline:
             )
             if heads:
                 files.read_weights(directory / "heads", generator.heads)
+            other = directory / "source_tokenizer"
             return cls(
                 Tokenizer.from_directory(directory / "tokenizer"),
                 generator,
                 labels=about["labels"],
+                words=read_words(about.get("words")),
+                source_tokenizer=Tokenizer.from_directory(other) if other.is_dir() else None,
                 recipe=Sampler(**about["recipe"]),
                 presets={name: Sampler(**numbers) for name, numbers in about.get("presets", {}).items()},
                 about=about,
@@ -424,6 +485,8 @@ class Pipeline:
         dtype = torch.bfloat16 if half else None
         with files.atomic_directory(directory) as temporary:
             self.tokenizer.write(temporary / "tokenizer", dtype)
+            if self.source_tokenizer is not self.tokenizer:
+                self.source_tokenizer.write(temporary / "source_tokenizer", dtype)
             write_network(temporary / "generator", self.net, dtype)
             if self.critic is not None:
                 files.write_module(temporary / "critic", dataclasses.asdict(self.critic.config), self.critic, dtype)
@@ -435,6 +498,7 @@ class Pipeline:
                 "format": FORMAT,
                 "name": about.get("name", Path(directory).name),
                 "labels": {field: list(names) for field, names in self.labels.names.items()},
+                "words": self.words.numbers if self.words else None,
                 "recipe": self.recipe.numbers(),
                 "presets": {name: sampler.numbers() for name, sampler in self.presets.items()},
                 "heads": heads,
@@ -463,7 +527,7 @@ class Pipeline:
 
     def _draw(
         self,
-        label: Label,
+        label: Asked,
         codes: torch.Tensor | None,
         seeds: list[int],
         sampler: Sampler | str | None,
@@ -497,12 +561,11 @@ class Pipeline:
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= highest:
             raise ValueError(f"expected codes in [0, {highest}], got {int(codes.min())} to {int(codes.max())}")
 
-    def _draw_graphed(self, label: Label, seeds: list[int], sampler: Sampler) -> torch.Tensor | None:
+    def _draw_graphed(self, label: Asked, seeds: list[int], sampler: Sampler) -> torch.Tensor | None:
         """All-MASK grids drawn by a CUDA graph; None where there can be none."""
         if not self.graphs or (sampler.order == "critic" and not self.generator.has_critic):
             return None
-        condition = self.labels.encode(label, len(seeds))
-        condition = condition.to(self.device) if condition is not None else None
+        condition = self.reader.condition(label, len(seeds)).to(self.device)
         self._graphed = self._graphed or GraphedSampler(self.running)
         try:
             return self._graphed(condition, sampler, torch.tensor(seeds, device=self.device))
@@ -513,25 +576,21 @@ class Pipeline:
             )
             return None
 
-    def most_believed(self, label: Label, candidates: list[torch.Tensor]) -> torch.Tensor:
+    def most_believed(self, label: Asked, candidates: list[torch.Tensor]) -> torch.Tensor:
         """Of several grids (b, h, w) for each image, those that the critic doubts least on the whole."""
         doubts = torch.stack([self.doubts(label, codes).mean((1, 2)) for codes in candidates])  # (candidates, b)
         return torch.stack(candidates)[doubts.argmin(0), torch.arange(doubts.shape[1], device=doubts.device)]
 
-    def doubts(self, label: Label, codes: torch.Tensor) -> torch.Tensor:
+    def doubts(self, label: Asked, codes: torch.Tensor) -> torch.Tensor:
         """The critic's opinion of complete codes (b, h, w): (b, h, w), high where a token looks wrong.
 
         Raises:
             ValueError: the model has no critic.
         """
         self._check_grids(codes, self.generator.mask_id - 1)
-        condition = self.labels.encode(label, len(codes))
-        condition = condition.to(self.device) if condition is not None else None
+        condition = self.reader.condition(label).to(self.device)
         with torch.no_grad():  # one at a time, so that no picture's rank depends on the others
-            each = [
-                self.running.critic_logits(codes[i : i + 1], None if condition is None else condition[i : i + 1])
-                for i in range(len(codes))
-            ]
+            each = [self.running.critic_logits(codes[i : i + 1], condition) for i in range(len(codes))]
         return torch.cat(each).float()
 
     def _finish(self, codes: torch.Tensor, recipes: list[dict[str, Any]]) -> Result:

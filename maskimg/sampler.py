@@ -33,7 +33,8 @@ class Sampler:
         token_temperature: of the draw; lower is safer and plainer.
         choice_temperature: of Gumbel noise on the scores of `confidence`, `moment` and `critic`. A number fades to
             nothing over the steps, as in MaskGIT; a list is taken as it is.
-        guidance: towards the label: u + guidance (c - u); 1 is off.
+        guidance: towards what is asked for: u + guidance (c - u); 1 is off.
+        field_guidance: towards single label fields or sequences, by name, beyond that; such as (("style", 2.0),).
         guidance_schedule: `constant`; `linear`, from off at the first step to all at the last; or `power-cosine`,
             1 + (guidance - 1) (1 - cos(pi t^p)) / 2 with p = guidance_power.
         guidance_start, guidance_end: guidance is on while the share of revealed tokens is between them.
@@ -49,6 +50,7 @@ class Sampler:
     token_temperature: Knots = 1.0
     choice_temperature: Knots = 1.0
     guidance: Knots = 1.0
+    field_guidance: tuple[tuple[str, float], ...] = ()
     guidance_schedule: str = "constant"
     guidance_power: float = 3.0
     guidance_start: float = 0.0
@@ -61,6 +63,7 @@ class Sampler:
         for name in ("counts", "token_temperature", "choice_temperature", "guidance"):
             if isinstance(getattr(self, name), list):  # as JSON has it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "field_guidance", _pairs(self.field_guidance))
         if self.counts:
             if any(count != int(count) or count < 1 for count in self.counts):
                 raise ValueError(f"counts must be whole numbers of 1 or more, got {self.counts}")
@@ -77,6 +80,9 @@ class Sampler:
             "top_p": (0.001, 1),
             "revise": (0, 0.9),
         }
+        for name, strength in self.field_guidance:
+            if not 0 <= strength <= 20:
+                raise ValueError(f"field_guidance of {name} must be between 0 and 20, got {strength}")
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if value == ():
@@ -96,12 +102,13 @@ class Sampler:
 
     @property
     def forwards(self) -> int:
-        """Forward passes for one image with a condition: steps, and steps with guidance once more."""
-        return self.steps + sum(self.guidance_at(i) != 1 for i in range(self.steps))
+        """Forward passes for one image with a condition: steps, and once more for each guidance that is on."""
+        return self.steps + sum(strength != 1 for i in range(self.steps) for strength in self.guidances_at(i).values())
 
     def numbers(self) -> dict[str, Any]:
         """Every field as JSON has it; `Sampler(**numbers)` is the same sampler."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        lists = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return lists | {"field_guidance": dict(self.field_guidance)}
 
     def temperature_at(self, i: int) -> float:
         return _spread(self.token_temperature, i, self.steps)
@@ -111,15 +118,22 @@ class Sampler:
             return _spread(self.choice_temperature, i, self.steps)
         return self.choice_temperature * (1 - (i + 1) / self.steps)
 
+    def guidances_at(self, i: int) -> dict[str, float]:
+        """Guidance of step i by field, 1 where it is off; that of the whole condition by the name ""."""
+        return {"": self.guidance_at(i)} | {name: self._guided(strength, i) for name, strength in self.field_guidance}
+
     def guidance_at(self, i: int) -> float:
-        """Guidance of step i, 1 where it is off."""
+        """Guidance of the whole condition at step i, 1 where it is off."""
+        return self._guided(self.guidance, i)
+
+    def _guided(self, guidance: Knots, i: int) -> float:
         if self.counts:
             revealed = sum(self.counts[:i]) / sum(self.counts)
         else:
             revealed = 1 - float(schedule_named(self.schedule)(torch.tensor(i / self.steps, dtype=torch.float64)))
         if not self.guidance_start - 1e-9 <= revealed <= self.guidance_end + 1e-9:
             return 1.0
-        full = _spread(self.guidance, i, self.steps)
+        full = _spread(guidance, i, self.steps)
         t = i / (self.steps - 1) if self.steps > 1 else 1.0
         rise = {
             "constant": 1.0,
@@ -148,6 +162,12 @@ def make_presets(recipe: Sampler, has_critic: bool) -> dict[str, Sampler]:
         "balanced": recipe,
         "best": dataclasses.replace(recipe, steps=max(24, recipe.steps), counts=(), **best),
     }
+
+
+def _pairs(given: Any) -> tuple[tuple[str, float], ...]:
+    """A dictionary, as JSON has it, or pairs, in the order of their names."""
+    pairs = given.items() if isinstance(given, dict) else given
+    return tuple(sorted((str(name), float(strength)) for name, strength in pairs))
 
 
 def _spread(value: Knots, i: int, steps: int) -> float:

@@ -9,13 +9,14 @@ Hayakawa et al. 2025, arXiv 2510.04525 (moment, which chooses first and then sam
 Shapes: b images, h w tokens, n = h * w, v codes, m tokens drawn in a step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
 
+from maskimg.conditions import Condition, as_condition
 from maskimg.masking import mask_lowest, masked_counts
 from maskimg.noise import gumbel, uniform
 from maskimg.sampler import PATHS, Sampler
@@ -47,7 +48,7 @@ class Model(Protocol):
         ...
 
     def features(
-        self, codes: torch.Tensor, prepared: Any, guidance: float, memory: torch.Tensor | None
+        self, codes: torch.Tensor, prepared: Any, guidance: float | Mapping[str, float], memory: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Codes (b, h, w), some MASK -> features (b, h, w, d), and what the next step is to remember."""
         ...
@@ -100,18 +101,32 @@ class First(NamedTuple):
 def first_features(model: Model, condition: Any, sampler: Sampler, codes: torch.Tensor) -> First:
     """For all-MASK `codes` (b, h, w): one forward pass for each distinct condition, not for each image."""
     b = len(codes)
-    if condition is None or isinstance(condition, torch.Tensor):
-        labels = torch.zeros(b, 1) if condition is None else condition
-        distinct, rows = labels.unique(dim=0, return_inverse=True)
-        some = len(distinct)
-        labels = None if condition is None else distinct
-    else:
-        some, rows, labels = b, torch.arange(b), condition
-    features, memory = model.features(codes[:some], model.prepare(labels, some), sampler.guidance_at(0), None)
+    rows = torch.arange(b)
+    if condition is None or isinstance(condition, torch.Tensor | Condition):
+        different, rows = distinct(as_condition(condition), b)
+        condition = different if isinstance(condition, Condition) else different.labels  # a model gets what it knows
+    some = int(rows.max()) + 1
+    features, memory = model.features(codes[:some], model.prepare(condition, some), _guidance(sampler, 0), None)
     rows = rows.to(codes.device)
     if memory is not None:  # of a guided model: conditional rows, then unconditional ones
         memory = torch.cat([half[rows] for half in memory.split(some)])
     return First(features[rows], memory)
+
+
+def _guidance(sampler: Sampler, i: int) -> float | dict[str, float]:
+    """Of step i: one number, unless single fields have their own."""
+    return sampler.guidances_at(i) if sampler.field_guidance else sampler.guidance_at(i)
+
+
+def distinct(condition: Condition, b: int) -> tuple[Condition, torch.Tensor]:
+    """The different ones among b images' conditions, and which of them each image has, (b,)."""
+    if not condition.tensors:
+        return condition, torch.zeros(b, dtype=torch.int64)
+    told = torch.cat([tensor.expand(b, *tensor.shape[1:]).flatten(1).double() for tensor in condition.tensors], dim=1)
+    different, rows = told.unique(dim=0, return_inverse=True)
+    first = torch.arange(b, device=rows.device).flip(0)  # of several equal ones the first is written last
+    chosen = torch.zeros(len(different), dtype=torch.int64, device=rows.device).scatter(0, rows.flip(0), first)
+    return condition.expand(b).rows(chosen), rows
 
 
 @torch.no_grad()
@@ -154,7 +169,7 @@ def sample_steps(
         if i == 0 and first is not None:
             features, memory = first
         else:
-            features, memory = model.features(codes, prepared, sampler.guidance_at(i), memory)
+            features, memory = model.features(codes, prepared, _guidance(sampler, i), memory)
 
         # 2. Mask schedule: so many tokens stay unknown.
         count = plan.after[i]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskimg.conditions import LabelFields, drop_condition, null_condition
+from maskimg.conditions import Condition, LabelFields, drop_condition, null_labels
 
 FIELDS = LabelFields({"class": ("bird", "bug", "cat"), "style": ("flat", "round")})
 
@@ -66,17 +66,23 @@ def test_a_model_without_labels_takes_none():
 
 
 def test_the_null_condition_is_one_past_the_last_name_of_each_field():
-    assert null_condition(FIELDS.encode("bird", 2), FIELDS.sizes).tolist() == [[3, 2], [3, 2]]
+    assert null_labels(FIELDS.encode("bird", 2), FIELDS.sizes).tolist() == [[3, 2], [3, 2]]
 
 
 def test_labels_are_dropped_never_or_always_or_as_often_as_asked():
     """10,000 rows; five standard deviations off would be 0.025, a chance of one in a million; the seed is fixed."""
     condition = torch.tensor([[1, 0]]).repeat(10_000, 1)
     null = torch.tensor([3, 2])
-    assert torch.equal(drop_condition(condition, (3, 2), 0.0), condition)
-    assert (drop_condition(condition, (3, 2), 1.0) == null).all()
+    assert torch.equal(_dropped(condition, 0.0), condition)
+    assert (_dropped(condition, 1.0) == null).all()
 
-    dropped = drop_condition(condition, (3, 2), 0.2, torch.Generator().manual_seed(0)) == null
+    dropped = _dropped(condition, 0.2) == null
     assert abs(dropped.all(1).double().mean() - (0.2 + 0.8 * 0.2**2)) < 0.025
     assert abs(dropped[:, 0].double().mean() - (0.2 + 0.8 * 0.2)) < 0.025
     assert abs((dropped[:, 0] & ~dropped[:, 1]).double().mean() - 0.8 * 0.2 * 0.8) < 0.025
+
+
+def _dropped(labels: torch.Tensor, probability: float) -> torch.Tensor:
+    dropped = drop_condition(Condition(labels), (3, 2), probability, torch.Generator().manual_seed(0))
+    assert dropped.labels is not None
+    return dropped.labels

@@ -75,8 +75,8 @@ class Oracle(nn.Module):
 
 def test_the_signature_is_the_one_that_is_documented():
     names = list(inspect.signature(MaskGit.forward).parameters)
-    assert names[:5] == ["self", "codes", "condition", "only_train_generator", "only_train_critic"]
-    assert names[5:] == ["generator_sample_temperature", "generator", "extras"]
+    assert names[:6] == ["self", "codes", "condition", "fixed", "only_train_generator", "only_train_critic"]
+    assert names[6:] == ["generator_sample_temperature", "generator", "extras"]
     assert Losses._fields == ("loss", "generator_loss", "critic_loss")
 
 
@@ -528,8 +528,8 @@ def test_condition_reaches_generator_and_critic(watch):
     model = MaskGit(tiny_net(NETWORK), token_critic=Oracle(codes)).eval()
     watched = watch(model)
     model(codes, condition, generator=_generator())
-    assert torch.equal(watched.condition, condition)
-    assert torch.equal(model.token_critic.condition, condition)
+    assert torch.equal(watched.condition.labels, condition)
+    assert torch.equal(model.token_critic.condition.labels, condition)
 
 
 def test_the_condition_is_forgotten_in_training_only(watch):
@@ -537,9 +537,9 @@ def test_the_condition_is_forgotten_in_training_only(watch):
     model = MaskGit(tiny_net(NETWORK), condition_drop=1.0)
     watched = watch(model)
     model.train()(codes, condition, generator=_generator())
-    assert watched.condition.tolist() == [[3, 2]] * 4
+    assert watched.condition.labels.tolist() == [[3, 2]] * 4
     model.eval()(codes, condition, generator=_generator())
-    assert watched.condition.tolist() == [[0, 1]] * 4
+    assert watched.condition.labels.tolist() == [[0, 1]] * 4
 
 
 # ----------------------------------------------------------------------------- self-conditioning

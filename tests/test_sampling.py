@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny import NETWORK
 
 from maskimg import sampling
-from maskimg.conditions import null_condition
+from maskimg.conditions import null_labels
 from maskimg.maskgit import MaskGit
 from maskimg.masking import SCHEDULES, masked_counts
 from maskimg.noise import gumbel, uniform
@@ -963,7 +963,7 @@ def test_a_self_conditioned_model_is_told_its_features_of_the_step_before(order,
         with_label = model.net.trunk(seen[i], condition, remember(with_label))
         expected = with_label
         if sampler.guidance_at(i) != 1:
-            nobody = null_condition(condition, NETWORK.label_sizes)
+            nobody = null_labels(condition, NETWORK.label_sizes)
             without = model.net.trunk(seen[i], nobody, remember(without))
             expected = without + sampler.guidance_at(i) * (with_label - without)
         else:

@@ -7,12 +7,13 @@ from jsonargparse import Namespace
 
 from maskimg.commands.options import (
     Parser,
+    add_asking,
     add_drawing,
     add_machine,
     add_model,
     load_pipeline,
     png_path,
-    to_label,
+    to_prompt,
     to_sampler,
 )
 
@@ -34,7 +35,7 @@ def sample(parser: Parser, arguments: list[str]) -> None:
         given.out,
         count=given.count,
         seed=given.seed,
-        label=to_label(given.label),
+        label=to_prompt(given),
         sampler=to_sampler(given, pipeline),
         best_of=given.best_of,
         batch_size=given.batch_size,
@@ -57,7 +58,7 @@ def inpaint(parser: Parser, arguments: list[str]) -> None:
     result = pipeline.inpaint(
         given.image,
         given.mask,
-        to_label(given.label),
+        to_prompt(given),
         seeds=given.seed,
         count=given.count,
         sampler=to_sampler(given, pipeline),
@@ -76,6 +77,33 @@ def inpaint(parser: Parser, arguments: list[str]) -> None:
         path = Path(given.out)
         result.save(path)
     print(f"done: {redrawn} of {tokens} tokens redrawn, in {path}")
+
+
+def translate(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("image", type=str, help="picture to translate: grey, edges, another style, as the model learnt")
+    add_model(parser)
+    parser.add_argument("--out", type=str, required=True, help="PNG to write; with --count above 1, a folder")
+    parser.add_argument("--count", type=int, default=1, help="how many versions")
+    parser.add_argument("--seed", type=int, default=0, help="version i uses seed + i")
+    add_drawing(parser)
+    given = parser.parse_args(arguments)
+    path = png_path(given.out) if given.count == 1 else Path(given.out)
+    pipeline = load_pipeline(given)
+    result = pipeline.translate(
+        given.image,
+        to_prompt(given),
+        seeds=given.seed,
+        count=given.count,
+        sampler=to_sampler(given, pipeline),
+        best_of=given.best_of,
+    )
+    if given.count == 1:
+        from maskimg.recipe import write_png
+
+        write_png(result.images[0], result.recipes[0], path)
+    else:
+        result.save(path)
+    print(f"done: {given.count} in {path}")
 
 
 def reconstruct(parser: Parser, arguments: list[str]) -> None:
@@ -121,7 +149,7 @@ def doubts(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to judge")
     add_model(parser)
     parser.add_argument("--out", type=str, required=True, help="PNG to write: the picture, redder where it looks wrong")
-    parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")
+    add_asking(parser)
     add_machine(parser)
     given = parser.parse_args(arguments)
     from maskimg.pipeline import opened
@@ -129,7 +157,7 @@ def doubts(parser: Parser, arguments: list[str]) -> None:
 
     pipeline = load_pipeline(given)
     square, box = pad_square(opened(given.image), pipeline.image_size)
-    chances = pipeline.doubts(to_label(given.label), pipeline.encode(square)).sigmoid()[0].cpu()
+    chances = pipeline.doubts(to_prompt(given), pipeline.encode(square)).sigmoid()[0].cpu()
     heat_map(square, chances).crop(box).save(png_path(given.out), format="PNG")
     worst = divmod(int(chances.argmax()), chances.shape[1])
     print(

@@ -41,9 +41,20 @@ def add_machine(parser: Parser) -> None:
     parser.add_argument("--dtype", type=str, default="auto", help="auto, fp32 or bf16")
 
 
+def add_asking(parser: Parser) -> None:
+    """What pictures are to show."""
+    parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")
+    parser.add_argument("--prompt", type=str, help="what to draw, in words, where the model was trained with captions")
+    parser.add_argument("--negative", type=str, help="in words, what guidance is to move away from")
+    parser.add_argument(
+        "--towards", type=str, action="append", help="another label, as --label, to go part of the way to"
+    )
+    parser.add_argument("--share", type=float, help="how far from --label to --towards, 0 to 1; half-way if not given")
+
+
 def add_drawing(parser: Parser) -> None:
     """What a person may set about one drawing; what is not given comes from the preset, or the model's recipe."""
-    parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")
+    add_asking(parser)
     parser.add_argument("--preset", type=str, help="fast, balanced or best, as the model has them")
     parser.add_argument("--steps", type=int, help="forward passes")
     parser.add_argument("--counts", type=str, help="tokens revealed by each step, as 2,6,14,42; instead of --steps")
@@ -51,6 +62,12 @@ def add_drawing(parser: Parser) -> None:
     parser.add_argument("--schedule", type=str, help="cosine, linear, arccos, square or beta(a, b)")
     several = "; several, as 3,2,1, are spread over the steps"
     parser.add_argument("--guidance", type=str, help="towards the label; 1 is off" + several)
+    parser.add_argument(
+        "--guide",
+        type=str,
+        action="append",
+        help="FIELD=STRENGTH: guidance by one field, or by words; repeatable",
+    )
     parser.add_argument("--guidance-schedule", type=str, help="constant, linear or power-cosine")
     parser.add_argument("--guidance-power", type=float, help="of power-cosine")
     parser.add_argument("--guidance-start", type=float, help="share revealed before guidance begins")
@@ -85,9 +102,35 @@ def to_sampler(given: Namespace, pipeline: Any) -> Any:
             changed[name] = _numbers(f"--{name.replace('_', '-')}", changed[name], whole=name == "counts")
     if "steps" in changed:
         changed.setdefault("counts", ())
+    if given.guide:
+        changed["field_guidance"] = tuple(_strength(text) for text in given.guide)
     if given.critic_keeps:
         changed["critic_revises"] = False
-    return dataclasses.replace(start, **changed)
+    return pipeline.sampler(dataclasses.replace(start, **changed))
+
+
+def _strength(text: str) -> tuple[str, float]:
+    """ "style=3" -> ("style", 3.0)."""
+    field, equals, strength = text.rpartition("=")
+    try:
+        return field, float(strength) if equals and field else float("nope")
+    except ValueError:
+        raise Refused(f"--guide must be FIELD=STRENGTH, such as style=3, got `{text}`") from None
+
+
+def to_prompt(given: Namespace) -> Any:
+    """--label, --prompt and what goes with them -> what a Pipeline takes."""
+    from maskimg.prompt import Prompt
+
+    if given.share is not None and not given.towards:
+        raise Refused("--share goes with --towards")
+    return Prompt(
+        to_label(given.label),
+        given.prompt,
+        given.negative,
+        to_label(given.towards),
+        0.5 if given.share is None else given.share,
+    )
 
 
 def _numbers(option: str, text: str, *, whole: bool) -> Any:

@@ -59,13 +59,15 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
 
 def encode(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("folder", type=str, help=SOURCE)
-    parser.add_argument("tokenizer", type=str, help="tokenizer or model directory")
+    parser.add_argument("tokenizer", type=str, help="tokenizer or model: bundled name, directory or hub")
     parser.add_argument("--out", type=str, required=True, help="directory to write the codes to")
     parser.add_argument("--size", type=int, required=True, help="side of the pictures in pixels")
     parser.add_argument("--versions", type=int, default=4, help="how often each picture is encoded, moved a little")
     parser.add_argument("--flip", action="store_true", help="mirror every second version")
     parser.add_argument("--crops", type=int, help="instead: the whole picture, and so many random crops less one")
     parser.add_argument("--flips", action="store_true", help="each crop mirrored as well")
+    parser.add_argument("--source", type=str, help="what they are drawn from: grey, edges, lowres or a folder")
+    parser.add_argument("--source-tokenizer", type=str, help="for the sources, instead of the same one")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args(arguments)
@@ -77,12 +79,16 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     from maskimg.crops import Crops
     from maskimg.hardware import pick_device
     from maskimg.pictures import list_pictures, read_pictures
-    from maskimg.training.folder import working_directory
+    from maskimg.pipeline import locate_model
+    from maskimg.source_pictures import kind_of, read_sources
+    from maskimg.training.folder import source_codes, working_directory
     from vqgan import Tokenizer
 
-    tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(pick_device(given.device))
+    tokenizer = Tokenizer.from_pretrained(locate_model(given.tokenizer)).to(pick_device(given.device))
     if given.size < 1 or given.size % tokenizer.stride or given.versions < 1:
         raise Refused(f"--size must be a multiple of the tokenizer's stride {tokenizer.stride}, --versions 1 or more")
+    if given.source_tokenizer and not given.source:
+        raise Refused("--source-tokenizer goes with --source")
     if given.flips and given.crops is None:
         raise Refused("--flips goes with --crops; with --versions, give --flip")
     out = Path(given.out)
@@ -99,6 +105,15 @@ def encode(parser: Parser, arguments: list[str]) -> None:
         tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=tqdm
     )
     rate = len(cache.names) / (time.perf_counter() - started)
+    if given.source:
+        _, sources = read_sources(given.source, pictures, work, max_bad=given.max_bad, progress=tqdm)
+        other = tokenizer
+        if given.source_tokenizer:
+            other = Tokenizer.from_pretrained(locate_model(given.source_tokenizer)).to(pick_device(given.device))
+        encode_pictures(
+            other, sources, source_codes(out), versions=given.versions, flip=given.flip, crops=crops,
+            kind=kind_of(given.source), progress=tqdm,
+        )  # fmt: skip
     versions, count, h, w = cache.codes.shape
     print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
 
@@ -107,17 +122,26 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("codes", type=str, help="directory that `maskimg encode` wrote")
     parser.add_argument("tokenizer_directory", type=str, help="the tokenizer that encoded them")
     given, plan, cache = _parse_plan(parser, arguments, out="model directory to write", codes=True)
-    from maskimg.codes import require_tokenizer
+    from maskimg.codes import read_codes, require_tokenizer
+    from maskimg.pipeline import locate_model
     from maskimg.training import ranks
-    from maskimg.training.folder import generator_stage, working_directory
+    from maskimg.training.folder import generator_stage, source_codes, working_directory
     from vqgan import Tokenizer
 
     out = Path(given.out)
     _allow_tf32(given.dtype)
-    tokenizer = Tokenizer.from_pretrained(given.tokenizer_directory)
+    tokenizer = Tokenizer.from_pretrained(locate_model(given.tokenizer_directory))
     require_tokenizer(cache, tokenizer)
+    other = None
+    if source_codes(Path(given.codes)).is_dir():
+        cache = cache.drawn_from(read_codes(source_codes(Path(given.codes))))
+        if plan.source_tokenizer:
+            other = Tokenizer.from_pretrained(locate_model(plan.source_tokenizer))
+        require_tokenizer(cache.source, other or tokenizer)
+    elif plan.source:
+        raise Refused(f"`{given.codes}` holds no sources: give `--source` to `maskimg encode` as well")
     pipeline = generator_stage(
-        cache, tokenizer, plan, working_directory(out),
+        cache, tokenizer, plan, working_directory(out), source_tokenizer=other,
         track=given.track, device=given.device, dtype=given.dtype, shard=given.shard,
     )  # fmt: skip
     if not ranks.is_first():

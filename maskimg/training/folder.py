@@ -13,19 +13,22 @@ import torch
 from PIL import Image
 
 from maskimg import pictures as reading
-from maskimg.codes import CodeCache, encode_pictures, read_codes
+from maskimg.codes import PICTURE, CodeCache, encode_pictures, read_codes
 from maskimg.hardware import pick_device
 from maskimg.memorisation import Memorisation, compare, nearest_sheet
 from maskimg.metrics import code_usage, psnr
 from maskimg.pictures import Listing, Pictures
 from maskimg.pipeline import Pipeline
+from maskimg.reader import SourceConfig
 from maskimg.sampler import Sampler
+from maskimg.source_pictures import both, kind_of, read_sources
 from maskimg.sources import size_of
 from maskimg.training import ranks
 from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
 from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskimg.transformer import TransformerConfig
+from maskimg.words import FrozenWords, WordPieces, Words
 from vqgan import Tokenizer, TokenizerConfig, files
 from vqgan.images import ImageError, normalize
 
@@ -54,6 +57,11 @@ class Plan:
         flip: mirror half of the pictures for the generator too; off where left and right mean something.
         patience: end the generator's training after so many of its ten evaluations without a better held-out loss,
             and keep its best weights; 0 does not.
+        source: what pictures are drawn from: `grey`, `edges` or `lowres`, made from themselves, or a folder (or
+            archive) of pictures of the same names. The finished model translates such pictures.
+        source_tokenizer: directory of the tokenizer of the sources; if not given, one learns both kinds of pictures.
+        words: what reads captions, where there are any: `pieces`, learnt along; `none`; or the name or directory of a
+            T5 or CLIP text encoder.
         recipe: the finished model's sampler.
         tokenizer_training, generator_training, generator and the budgets: as in their own classes.
     """
@@ -69,6 +77,9 @@ class Plan:
     generator_budget: Budget = Budget(minutes=6.5)
     critic_budget: Budget = Budget(minutes=1)
     patience: int = 0
+    source: str = ""
+    source_tokenizer: str = ""
+    words: str = "pieces"
     recipe: Sampler = Sampler()
 
     def __post_init__(self):
@@ -187,12 +198,24 @@ def train_folder(
     out = Path(out)
     work = working_directory(out)
     started = time.perf_counter()
+    sources = None
     with ranks.first_goes_ahead():
         pictures = reading.read_pictures(listing, plan.size, work / "pictures", max_bad=max_bad, progress=progress)
-    tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", track=track, device=device, dtype=dtype)
+        if plan.source:
+            pictures, sources = read_sources(plan.source, pictures, work, max_bad=max_bad, progress=progress)
+    other = Tokenizer.from_pretrained(plan.source_tokenizer) if plan.source_tokenizer else None
+    learnt = pictures if sources is None or other else both(pictures, sources)
+    tokenizer = tokenizer_stage(learnt, plan, work / "tokenizer", track=track, device=device, dtype=dtype)
     with ranks.first_goes_ahead():
         cache = encode_stage(tokenizer, pictures, plan, work / "codes", progress=progress)
-    pipeline = generator_stage(cache, tokenizer, plan, work, track=track, device=device, dtype=dtype, shard=shard)
+        if sources is not None:
+            source = encode_stage(
+                other or tokenizer, sources, plan, work / "codes.source", kind=kind_of(plan.source), progress=progress
+            )
+            cache = cache.drawn_from(source)
+    pipeline = generator_stage(
+        cache, tokenizer, plan, work, source_tokenizer=other, track=track, device=device, dtype=dtype, shard=shard
+    )
     if not ranks.is_first():
         return pipeline
 
@@ -204,7 +227,7 @@ def train_folder(
             "data": {"folder": listing.source.name, "pictures": len(pictures.names), "held_out": len(unseen.names)},
             "example": commonest_label(cache),
             **(about or {}),
-            "measured": measure(pipeline, cache, unseen),
+            "measured": measure(pipeline, cache, unseen, work),
             "memorisation": {**dataclasses.asdict(memorisation), "in_words": memorisation.sentence},
             "plan": dataclasses.asdict(plan),
             "minutes": round((time.perf_counter() - started) / 60, 1),
@@ -239,15 +262,20 @@ def tokenizer_stage(
     return tokenizer
 
 
-def encode_stage(tokenizer: Tokenizer, pictures: Pictures, plan: Plan, directory: Path, *, progress=None) -> CodeCache:
+def encode_stage(
+    tokenizer: Tokenizer, pictures: Pictures, plan: Plan, directory: Path, *, kind: str = "", progress=None
+) -> CodeCache:
     """Encode the pictures, or read the codes that are already in `directory`."""
     weights = sum(p.detach().double().abs().sum().item() for p in tokenizer.parameters())
     key = (plan.versions, plan.flip, pictures.fingerprint, round(weights, 6))
-    if _finished(directory.with_name("codes-state"), key):
+    state = directory.with_name(f"{directory.name}-state")
+    if _finished(state, key):
         return read_codes(directory)
-    cache = encode_pictures(tokenizer, pictures, directory, versions=plan.versions, flip=plan.flip, progress=progress)
-    directory.with_name("codes-state").mkdir(exist_ok=True)
-    _mark_finished(directory.with_name("codes-state"), key)
+    cache = encode_pictures(
+        tokenizer, pictures, directory, versions=plan.versions, flip=plan.flip, kind=kind, progress=progress
+    )
+    state.mkdir(exist_ok=True)
+    _mark_finished(state, key)
     return cache
 
 
@@ -257,6 +285,7 @@ def generator_stage(
     plan: Plan,
     work: Path,
     *,
+    source_tokenizer: Tokenizer | None = None,
     track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -265,7 +294,14 @@ def generator_stage(
     """Train generator and critic on cached codes; continues what `work` holds."""
     size = dataclasses.asdict(plan.generator)
     critic_depth = size.pop("critic_depth")
-    config = TransformerConfig(cache.vocab_size, cache.grid, cache.label_sizes, **size)
+    words = learn_words(plan.words, cache)
+    sources = []
+    if words is not None:
+        cache = cache.with_words(words, work)
+        sources.append(words.source)
+    if cache.source is not None:
+        sources.append(SourceConfig(PICTURE, cache.source.vocab_size, grid=cache.source.grid, over=True))
+    config = TransformerConfig(cache.vocab_size, cache.grid, cache.label_sizes, **size, sources=tuple(sources))
     generator, run = train_generator(
         cache,
         config,
@@ -288,7 +324,27 @@ def generator_stage(
             track=track, device=device, dtype=dtype,
         )  # fmt: skip
         _require_finished(run)
-    return Pipeline(tokenizer, generator, labels=cache.fields, recipe=plan.recipe, device=device, dtype=dtype)
+    return Pipeline(
+        tokenizer,
+        generator,
+        labels=cache.fields,
+        words=words,
+        source_tokenizer=source_tokenizer,
+        recipe=plan.recipe,
+        about={"source": cache.source.kind} if cache.source else None,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def learn_words(name: str, cache: CodeCache) -> Words | None:
+    """What reads the captions: `pieces` learnt from the training pictures', `none`, or a frozen encoder."""
+    if name == "none" or not cache.captions:
+        return None
+    if name != "pieces":
+        return FrozenWords(name)
+    training = cache.part(held_out=False)
+    return WordPieces.learn([caption for several in training.captions for caption in several])
 
 
 def commonest_label(cache: CodeCache) -> dict[str, str]:
@@ -298,8 +354,10 @@ def commonest_label(cache: CodeCache) -> dict[str, str]:
     return {}
 
 
-def measure(pipeline: Pipeline, cache: CodeCache, unseen: Pictures) -> dict[str, float]:
-    """Figures on held-out pictures, kept in pipeline.json."""
+def measure(pipeline: Pipeline, cache: CodeCache, unseen: Pictures, directory: Path) -> dict[str, float]:
+    """Figures on held-out pictures, kept in pipeline.json; what has to be kept for it goes to `directory`."""
+    if pipeline.words is not None:
+        cache = cache.with_words(pipeline.words, directory)
     usage, entropy = code_usage(cache.codes[:], cache.vocab_size)
     figures = {"codes_used": round(usage, 4), "code_entropy_bits": round(entropy, 3)}
     if len(unseen.names):
@@ -322,7 +380,9 @@ def check_memorisation(
     """
     training, unseen = cache.part(held_out=False), cache.part(held_out=True)
     chosen = torch.linspace(0, len(training.names) - 1, count).long()
-    condition = training.labels[chosen].to(pipeline.device) if training.fields else None
+    if pipeline.words is not None:
+        training = training.with_words(pipeline.words, path.parent)
+    condition = training.condition(chosen).to(pipeline.device)
     samples = pipeline.generator.generate(count, condition, sampler=pipeline.recipe, seeds=torch.arange(count)).cpu()
     report, found = compare(samples, unseen.codes[0, :1024], training.codes[:4, :100_000])
     originals = normalize(pictures.part(held_out=False).pixels[found.index])
@@ -339,6 +399,11 @@ def usual_side(listing: Listing) -> int:
         except ImageError:
             continue  # unreadable files are reported when they are read
     return int(statistics.median(sides)) if sides else 64
+
+
+def source_codes(codes: Path) -> Path:
+    """Where the codes of the sources of those in `codes` live."""
+    return codes.with_name(f"{codes.name}.source")
 
 
 def working_directory(out: Path) -> Path:

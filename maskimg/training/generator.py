@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from maskimg.codes import CodeCache
+from maskimg.conditions import Condition
 from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit, Predictions
 from maskimg.metrics import losses_by_mask_ratio, monochrome_warning, token_accuracy
@@ -147,7 +148,7 @@ def train_generator(
                     if best:
                         best.look(judged, averaged)
                     if decode:
-                        images = _show_samples(run, averaged, decode, sampler)
+                        images = _show_samples(run, averaged, decode, sampler, unseen)
                         if progress >= 0.5:  # before that they may be of one colour
                             run.warn(monochrome_warning(images, decode(train.codes[0, : len(images)])))
                 for warning in look_back(run.directory, training.learning_rate):
@@ -161,7 +162,7 @@ def train_generator(
             if best:
                 best.look(judged, averaged)
             if decode:
-                _show_samples(run, averaged, decode, sampler)
+                _show_samples(run, averaged, decode, sampler, unseen)
     if best and not run.interrupted:
         with ranks.first_goes_ahead():  # the others read what it has written
             best.fill(averaged)
@@ -243,18 +244,26 @@ def held_out_loss(model: MaskGit, unseen: CodeCache, limit: int = 512) -> float:
     generator = torch.Generator().manual_seed(0)
     for chosen in torch.arange(count).split(128):
         codes = unseen.codes[0, chosen].to(model.device)
-        condition = unseen.labels[chosen].to(model.device) if unseen.fields else None
+        condition = unseen.condition(chosen).to(model.device)
         total += model(codes, condition, only_train_generator=True, generator=generator).loss.item() * len(chosen)
     return total / count
 
 
 @torch.no_grad()
 def draw_samples(
-    model: MaskGit, decode: Callable[[torch.Tensor], torch.Tensor], sampler: Sampler, count: int = 32
+    model: MaskGit,
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    sampler: Sampler,
+    cache: CodeCache | None = None,
+    count: int = 32,
 ) -> torch.Tensor:
-    """Samples (count, 3, H, W), one label of the first field after the other, always the same seeds."""
+    """Samples (count, 3, H, W), always the same seeds: one label of the first field after the other; or, where there
+    are captions or sources, those of pictures in `cache`.
+    """
     condition = None
-    if model.net.label_sizes:
+    if cache is not None and len(cache.labels) and (cache.words or cache.source):
+        condition = cache.condition(torch.arange(count) % len(cache.labels)).to(model.device)
+    elif model.net.label_sizes:
         condition = torch.tensor(model.net.label_sizes).repeat(count, 1)
         condition[:, 0] = torch.arange(count) % model.net.label_sizes[0]
         condition = condition.to(model.device)
@@ -263,10 +272,14 @@ def draw_samples(
 
 
 def _show_samples(
-    run: Run, model: MaskGit, decode: Callable[[torch.Tensor], torch.Tensor], sampler: Sampler | None
+    run: Run,
+    model: MaskGit,
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    sampler: Sampler | None,
+    unseen: CodeCache,
 ) -> torch.Tensor:
     """`draw_samples`, and their sheet in the run's directory."""
-    images = draw_samples(model, decode, sampler or Sampler())
+    images = draw_samples(model, decode, sampler or Sampler(), unseen)
     with run.sparing():
         sheet([to_pil(image) for image in images], 8).save(run.directory / "samples.png")
     run.picture("samples.png")
@@ -342,12 +355,12 @@ class Batch:
     version: torch.Tensor
     chance: Chance
 
-    def part(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, Chance]:
-        """Places (p,) in the batch -> codes (p, h, w), condition (p, f) or None, and their chance."""
+    def part(self, places: torch.Tensor) -> tuple[torch.Tensor, Condition, Chance]:
+        """Places (p,) in the batch -> codes (p, h, w), their condition and their chance."""
         train, device = self.source.train, self.source.device
-        chosen = self.chosen[places]
-        condition = train.labels[chosen].to(device) if train.fields else None
-        return train.codes[self.version[places], chosen].to(device), condition, self.chance.of(places)
+        chosen, version, chance = self.chosen[places], self.version[places], self.chance.of(places)
+        condition = train.condition(chosen, version, chance).to(device)
+        return train.codes[version, chosen].to(device), condition, chance
 
 
 def _optimizers(

@@ -1,0 +1,171 @@
+"""Emoji from captions: a style as a label, the emoji in words; measured on pairs of both that training never saw.
+
+    python benchmarks/captions.py prepare emoji-64.zip runs/captions
+    maskimg encode runs/captions emoji-64 --size 64 --out runs/captions-codes
+    maskimg train-generator runs/captions-codes emoji-64 --out runs/emoji-captions --config configs/emoji-captions.yaml
+    python benchmarks/captions.py measure runs/captions runs/emoji-captions
+
+One picture in twelve is held out whose emoji at least two other styles draw in training: the model has seen the style
+and the emoji, but never together. The judges are small classifiers, trained on the real training pictures, of the
+style and of the emoji's class (32 of them). Figures go to benchmarks/results/captions.json, sheets beside MODEL.
+"""
+
+import argparse
+import csv
+import io
+import json
+import random
+import zipfile
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from emoji_64 import LEFT_OUT, record
+from PIL import Image
+from tqdm import tqdm
+
+from maskimg.evaluate import Judge, train_judge
+from maskimg.metrics import frechet_distance
+from maskimg.pictures import list_pictures, read_pictures
+from maskimg.pipeline import Pipeline
+from maskimg.prompt import Prompt
+from maskimg.sampler import Sampler
+from vqgan.images import sheet, to_tensor
+
+SHOWN = ("red apple", "grinning face", "dog face", "rocket", "sun", "birthday cake", "crown", "octopus")
+NEVER_SEEN = ("a blue apple", "dog with sunglasses", "purple rocket", "quokka", "zeppelin")
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def prepare(archive: Path, folder: Path) -> None:
+    """Unpack the pictures without people and flags, and write labels.csv (style, caption) and classes.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive) as zipped:
+        text = io.TextIOWrapper(zipped.open("labels.csv"), encoding="utf-8")
+        rows = [row for row in csv.DictReader(text) if row["group"] not in LEFT_OUT]
+        for row in tqdm(rows, desc="unpacking"):
+            (folder / row["file"]).write_bytes(zipped.read(row["file"]))
+    of_emoji = defaultdict(list)
+    for row in rows:
+        of_emoji[row["emoji"]].append(row["file"])
+    chance, held_out = random.Random(0), set()
+    for files in of_emoji.values():
+        chance.shuffle(files)
+        for file in files[2:]:  # two styles of each emoji at least stay
+            if chance.random() < 1 / 12 * len(files) / (len(files) - 2):
+                held_out.add(file)
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "style", "caption", "split"])
+        for row in rows:
+            split = "val" if row["file"] in held_out else "train"
+            writer.writerow([row["file"], row["style"], row["emoji"], split])
+    with (folder / "classes.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([row["file"], row["name"]] for row in rows)
+    print(f"{len(rows)} pictures in {folder}, {len(held_out)} held out")
+
+
+class Emoji:
+    """The prepared pictures, with two judges."""
+
+    def __init__(self, folder: Path, steps: int):
+        listing = list_pictures(folder)
+        self.pictures = read_pictures(listing, 64, folder.with_name(folder.name + "-cache"), progress=tqdm)
+        with (folder / "classes.csv").open(encoding="utf-8") as file:
+            classes = dict(csv.reader(file))
+        self.class_names = sorted(set(classes.values()))
+        self.classes = torch.tensor([self.class_names.index(classes[name]) for name in self.pictures.names])
+        self.styles = self.pictures.labels[:, 0]
+        self.unseen = self.pictures.held_out.nonzero()[:, 0]
+        train = (~self.pictures.held_out).nonzero()[:, 0]
+        self.train_pixels = self.pictures.pixels[train]
+        self.class_judge = self._judge(self.classes[train], len(self.class_names), steps)
+        self.style_judge = self._judge(self.styles[train], len(self.pictures.fields["style"]), steps // 2)
+
+    def _judge(self, labels: torch.Tensor, classes: int, steps: int) -> Judge:
+        return train_judge(self.train_pixels, labels, classes, steps, progress=tqdm)
+
+    def caption(self, i: int) -> str:
+        return self.pictures.captions[i][0]
+
+    def style(self, i: int) -> str:
+        return self.pictures.fields["style"][int(self.styles[i])]
+
+    def figures(self, images: torch.Tensor, rows: torch.Tensor) -> dict[str, float]:
+        """Of drawn or real images (n, 3, H, W) that are to show the captions and styles of pictures `rows` (n,)."""
+        features = self.class_judge.features(images)
+        return {
+            "style_accuracy": self.style_judge.accuracy(images, self.styles[rows]),
+            "class_accuracy": self.class_judge.accuracy(images, self.classes[rows]),
+            "frechet_distance": frechet_distance(features, self.class_judge.features(self.train_pixels[::3])),
+            "diversity": _spread(features),
+        }
+
+
+def draw(pipeline: Pipeline, emoji: Emoji, rows: torch.Tensor, sampler: Sampler, seed: int = 0) -> torch.Tensor:
+    """One sample for the caption and style of each picture `rows` (n,) -> images (n, 3, H, W)."""
+    images = []
+    for i in tqdm(rows.tolist(), desc="drawing"):
+        prompt = Prompt(label={"style": emoji.style(i)}, text=emoji.caption(i))
+        *_, last = pipeline.steps(prompt, seeds=seed + i, sampler=sampler, complete=False)
+        images.append(pipeline.decode(last.codes).cpu())
+    return torch.cat(images)
+
+
+def measure(folder: Path, model: str, steps: int, count: int) -> None:
+    """Accuracy on held-out pairs by guidance, with and without its interval, and the sheets."""
+    emoji, pipeline = Emoji(folder, steps), Pipeline.from_pretrained(model)
+    rows = emoji.unseen[torch.linspace(0, len(emoji.unseen) - 1, min(count, len(emoji.unseen))).long()]
+    real = torch.stack([to_tensor(Image.fromarray(p.permute(1, 2, 0).numpy())) for p in emoji.pictures.pixels[rows]])
+    record("captions", "the held-out pictures themselves", emoji.figures(real, rows))
+    restored = torch.cat([pipeline.decode(pipeline.tokenizer.encode(part)).cpu() for part in real.split(32)])
+    record("captions", "through the tokenizer and back", emoji.figures(restored, rows))
+    for guidance in GUIDANCE:
+        for end in (1.0, 0.6) if guidance != 1 else (1.0,):
+            sampler = replace(pipeline.recipe, guidance=guidance, guidance_end=end)
+            images = draw(pipeline, emoji, rows, sampler)
+            name = f"guidance {guidance:g}" + (", until 60 % are revealed" if end < 1 else "")
+            record("captions", name, {"samples": len(rows), **emoji.figures(images, rows)})
+    show(folder, model)
+
+
+def show(folder: Path, model: str) -> None:
+    """Sheets: the same words in every style, and words that training never saw."""
+    pipeline = Pipeline.from_pretrained(model)
+    styles = pipeline.labels.names["style"]
+    for name, captions in (("styles", SHOWN), ("never-seen", NEVER_SEEN)):
+        images = [
+            pipeline.generate({"style": style}, prompt=caption, seeds=0).images[0]
+            for caption in captions
+            for style in styles
+        ]
+        sheet(images, len(styles)).save(f"{Path(model)}-{name}.png")
+    print(json.dumps({"words": len(getattr(pipeline.words, "vocabulary", ()))}))
+
+
+def _spread(features: torch.Tensor) -> float:
+    """Mean distance between two samples' features."""
+    return torch.pdist(features.float()).mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True, dest="verb")
+    verb = verbs.add_parser("prepare")
+    verb.add_argument("archive", type=Path)
+    verb.add_argument("folder", type=Path)
+    verb = verbs.add_parser("measure")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("model")
+    verb.add_argument("--steps", type=int, default=1200, help="of the class judge's training")
+    verb.add_argument("--count", type=int, default=280)
+    verb = verbs.add_parser("show")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("model")
+    options = vars(parser.parse_args())
+    {"prepare": prepare, "measure": measure, "show": show}[options.pop("verb")](**options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Captions -> the sequence that a generator reads: word pieces learnt along with it, or a frozen encoder's features.
+
+Shapes: b captions, s pieces, e features.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from maskimg.conditions import Context
+from maskimg.reader import SourceConfig
+from vqgan import files
+
+NAME = "words"  # of the source in a Condition
+BYTES = 256
+LONGEST = 10_000  # characters of a prompt that is looked at at all
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Words(Protocol):
+    """What reads captions; pipeline.json holds `numbers`."""
+
+    @property
+    def source(self) -> SourceConfig: ...
+
+    @property
+    def numbers(self) -> dict[str, Any]: ...
+
+    def encode(self, captions: Sequence[str], *, cut: bool = False) -> Context:
+        """Captions -> (b, s) pieces or (b, s, e) features, always `source.length` long; an empty one has none."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class WordPieces:
+    """Words that occurred in training are one piece each, all others are spelt in bytes, with a space before them.
+
+    Upper and lower case are the same. Nothing is downloaded, and nothing but the training captions is known: a word
+    that never occurred in them means nothing to the model.
+
+    Attributes:
+        vocabulary: the words, piece 256 + i each; pieces below are bytes.
+        length: most pieces of a caption.
+    """
+
+    vocabulary: tuple[str, ...]
+    length: int = 32
+    depth: int = 2
+
+    def __post_init__(self):
+        places = {word: BYTES + i for i, word in enumerate(self.vocabulary)}
+        object.__setattr__(self, "_places", places)
+
+    @classmethod
+    def learn(cls, captions: Iterable[str], *, most: int = 8192, longest: int = 64) -> "WordPieces":
+        """The words of `captions` that occur at least twice, the commonest first; rarer ones teach the bytes."""
+        captions = list(captions)
+        counts = collections.Counter(word for caption in captions for word in split(caption))
+        common = sorted((word for word, count in counts.items() if count > 1), key=lambda word: (-counts[word], word))
+        pieces = cls(tuple(common[:most]), longest)
+        needed = max((len(pieces.pieces(caption)) for caption in captions), default=1)
+        return dataclasses.replace(pieces, length=min(longest, -(-max(needed, 8) // 4) * 4))
+
+    @property
+    def source(self) -> SourceConfig:
+        return SourceConfig(NAME, BYTES + len(self.vocabulary), grid=(1, self.length), depth=self.depth)
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        return {"kind": "pieces", **dataclasses.asdict(self)}
+
+    def pieces(self, caption: str) -> list[int]:
+        """One caption -> its pieces, however many."""
+        found = []
+        places: dict[str, int] = self.__dict__["_places"]
+        for word in split(caption):
+            found += [places[word]] if word in places else list(f" {word}".encode())
+        return found
+
+    def unknown(self, caption: str) -> list[str]:
+        """The words of a caption that did not occur in training."""
+        return [word for word in split(caption) if word not in self.__dict__["_places"]]
+
+    def encode(self, captions: Sequence[str], *, cut: bool = False) -> Context:
+        """
+        Args:
+            cut: leave the end of a caption that is too long away, as training does.
+
+        Raises:
+            ValueError: a caption is longer than the model reads.
+        """
+        values = torch.zeros(len(captions), self.length, dtype=torch.int64)
+        present = torch.zeros(len(captions), self.length, dtype=torch.bool)
+        for row, caption in enumerate(captions):
+            check_length(caption)
+            pieces = self.pieces(caption)
+            if len(pieces) > self.length and not cut:
+                raise ValueError(
+                    f"this prompt is {len(pieces)} pieces long, and the model reads {self.length}: make it shorter"
+                    + _spelt(self.unknown(caption))
+                )
+            pieces = pieces[: self.length]
+            values[row, : len(pieces)] = torch.tensor(pieces, dtype=torch.int64)
+            present[row, : len(pieces)] = True
+        return Context(values, present)
+
+
+class FrozenWords:
+    """A pretrained text encoder from the `transformers` library, T5's or CLIP's, whose weights stay as they are.
+
+    Args:
+        name: a hub repository or a local directory.
+        length: most tokens of a caption.
+
+    Raises:
+        ModelError: the library or the encoder is not at hand.
+    """
+
+    def __init__(self, name: str, *, length: int = 77, depth: int = 1):
+        try:
+            from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
+        except ImportError as error:
+            raise files.ModelError(
+                "a frozen text encoder needs the library transformers: `pip install 'maskimg[text]'`"
+            ) from error
+        try:
+            kind = AutoConfig.from_pretrained(name).model_type
+            if kind not in ("t5", "clip", "clip_text_model"):
+                raise files.ModelError(f"`{name}` is a `{kind}`: give a T5 or CLIP text encoder")
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            encoder = T5EncoderModel if kind == "t5" else CLIPTextModel
+            self.encoder: Any = encoder.from_pretrained(name).eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            if isinstance(error, files.ModelError):
+                raise
+            reason = str(error).splitlines()[0]
+            raise files.ModelError(f"the text encoder `{name}` cannot be loaded ({reason})") from error
+        self.name, self.depth = str(name), depth
+        self.length = min(length, getattr(self.encoder.config, "max_position_embeddings", length))
+
+    @property
+    def source(self) -> SourceConfig:
+        return SourceConfig(NAME, features=self.encoder.config.hidden_size, grid=(1, self.length), depth=self.depth)
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        return {"kind": "frozen", "name": self.name, "length": self.length, "depth": self.depth}
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str], *, cut: bool = False) -> Context:
+        """As `WordPieces.encode`; features (b, s, e)."""
+        for caption in captions:
+            check_length(caption)
+        told = self.tokenizer(list(captions), padding="max_length", truncation=False, return_tensors=None)
+        longest = max((sum(row) for row in told["attention_mask"]), default=0)
+        if longest > self.length and not cut:
+            raise ValueError(
+                f"this prompt is {longest} tokens long, and the model reads {self.length}: make it shorter"
+            )
+        told = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        features = self.encoder(input_ids=told.input_ids, attention_mask=told.attention_mask).last_hidden_state
+        said = torch.tensor([bool(caption.strip()) for caption in captions])
+        return Context(features.float(), told.attention_mask.bool() & said[:, None])
+
+
+def read_words(numbers: dict[str, Any] | None) -> Words | None:
+    """What `Words.numbers` told; None where a model knows no words."""
+    if not numbers:
+        return None
+    rest = {name: value for name, value in numbers.items() if name != "kind"}
+    if numbers.get("kind") == "frozen":
+        return FrozenWords(**rest)
+    return WordPieces(tuple(rest.pop("vocabulary")), **rest)
+
+
+def encode_captions(words: Words, captions: Sequence[str], directory: Path, *, progress: Any = None) -> Context:
+    """Captions of a training set, cut to length; a frozen encoder's features are kept in `directory`."""
+    if isinstance(words, WordPieces):
+        return words.encode(captions, cut=True)
+    from safetensors.torch import load_file, save_file
+
+    key = hashlib.sha256(repr((words.numbers, list(captions))).encode()).hexdigest()
+    kept = directory / f"words-{key[:16]}"
+    if not (kept / files.MANIFEST).is_file():
+        batches = [captions[start : start + 64] for start in range(0, len(captions), 64)]
+        parts = []
+        for batch in progress(batches, desc="reading captions") if progress else batches:
+            values, present = words.encode(batch, cut=True)
+            parts.append((values.half(), present))
+        values, present = (torch.cat(part) for part in zip(*parts, strict=True))
+        with files.atomic_directory(kept) as temporary:
+            save_file({"values": values, "present": present}, temporary / "words.safetensors")
+    tensors = load_file(kept / "words.safetensors")
+    return Context(tensors["values"].float(), tensors["present"])
+
+
+def split(caption: str) -> list[str]:
+    """Words and signs, in lower case."""
+    return _WORD.findall(caption.lower())
+
+
+def check_length(caption: str) -> None:
+    """Raises: ValueError where a caption is longer than anybody means."""
+    if len(caption) > LONGEST - 1:
+        raise ValueError(f"this prompt has {len(caption):,} characters: say it in fewer words")
+
+
+def _spelt(words: list[str]) -> str:
+    if not words:
+        return ""
+    return f" (it never saw {', '.join(f'`{word[:20]}`' for word in words[:5])}, and spells what it never saw)"
