@@ -46,9 +46,7 @@ def add_asking(parser: Parser) -> None:
     parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")
     parser.add_argument("--prompt", type=str, help="what to draw, in words, where the model was trained with captions")
     parser.add_argument("--negative", type=str, help="in words, what guidance is to move away from")
-    parser.add_argument(
-        "--towards", type=str, action="append", help="another label, as --label, to go part of the way to"
-    )
+    parser.add_argument("--towards", type=str, action="append", help="another label, to go part of the way to")
     parser.add_argument("--share", type=float, help="how far from --label to --towards, 0 to 1; half-way if not given")
 
 
