@@ -10,11 +10,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from maskimg.codes import MaskedTokenDataset as MaskedTokenDataset
+    from maskimg.codes import paired_batches as paired_batches
+    from maskimg.conditions import Condition as Condition
+    from maskimg.conditions import from_source as from_source
     from maskimg.maskgit import Losses as Losses
     from maskimg.maskgit import MaskGit as MaskGit
     from maskimg.masking import token_mask as token_mask
     from maskimg.pipeline import Pipeline as Pipeline
     from maskimg.pipeline import Result as Result
+    from maskimg.prompt import Prompt as Prompt
+    from maskimg.reader import SourceConfig as SourceConfig
     from maskimg.sampler import Sampler as Sampler
     from maskimg.sampling import Step as Step
     from maskimg.sampling import sample as sample
@@ -25,11 +30,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "MaskedTokenDataset": "codes",
+    "paired_batches": "codes",
+    "Condition": "conditions",
+    "from_source": "conditions",
     "Losses": "maskgit",
     "MaskGit": "maskgit",
     "token_mask": "masking",
     "Pipeline": "pipeline",
     "Result": "pipeline",
+    "Prompt": "prompt",
+    "SourceConfig": "reader",
     "Sampler": "sampler",
     "Step": "sampling",
     "sample": "sampling",
@@ -39,17 +49,22 @@ _HOMES = {
     "TransformerConfig": "transformer",
 }
 __all__ = [
+    "Condition",
     "Losses",
     "MaskGit",
     "MaskedTokenDataset",
     "MaskedTransformer",
     "Pipeline",
+    "Prompt",
     "Result",
     "Sampler",
+    "SourceConfig",
     "Step",
     "TokenCritic",
     "TransformerConfig",
     "__version__",
+    "from_source",
+    "paired_batches",
     "sample",
     "sample_steps",
     "token_mask",

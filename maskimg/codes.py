@@ -6,7 +6,7 @@ Shapes: k views of each picture, n pictures, h w tokens, f label fields.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -396,3 +396,28 @@ class MaskedTokenDataset(Dataset):
         if not isinstance(window, torch.Tensor):
             window = torch.from_numpy(np.array(window).astype(np.int64))
         return window.reshape(-1).long()
+
+
+def paired_batches(
+    sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], batch_size: int, *, seed: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Endless batches of pairs: source (b, s) int64, target (b, t) int64, and which of the source is there (b, s) bool.
+
+    Sources may be of different lengths; they are padded with 0 where the mask is False. For a MaskGit:
+    `model(target, from_source(source, present))`. Keep one iterator: each new one begins with the same batch again.
+
+    Raises:
+        DataError: there are no pairs, or the targets differ in length.
+    """
+    if not len(sources) or len(sources) != len(targets):
+        raise DataError(f"expected as many sources as targets, got {len(sources)} and {len(targets)}")
+    if len({each.numel() for each in targets}) > 1:
+        raise DataError("the targets differ in length: a generator draws grids of one size")
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        chosen = torch.randint(len(sources), (batch_size,), generator=generator).tolist()
+        rows = [sources[i].flatten().long() for i in chosen]
+        source = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        present = torch.arange(source.shape[1]) < lengths[:, None]
+        yield source, torch.stack([targets[i].flatten().long() for i in chosen]), present
