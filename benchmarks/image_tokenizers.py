@@ -225,7 +225,7 @@ SOURCES = {
     "flowers-64": "DATA/flowers-64.zip",
     "fashion-mnist": "torchvision://FashionMNIST?root=DIR",
 }
-DEFAULTS = (("fashion-mnist", 0), ("flowers-64", 0), ("emoji-64", 0), ("flowers-64", 64), ("emoji-64", 64))
+DEFAULTS = (("flowers-64", 64), ("emoji-64", 64), ("fashion-mnist", 0), ("flowers-64", 0), ("emoji-64", 0))
 
 
 def unpack_fashion(path: Path, raw: Path) -> None:
