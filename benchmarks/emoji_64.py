@@ -102,10 +102,10 @@ TOKENIZER_FIGURES = (
 )  # fmt: skip
 LEFT_OUT = ("People & Body", "Flags")
 TOKENIZERS = {
-    "fsq 1000, stride 4": TokenizerConfig(levels=(8, 5, 5, 5), channels=(64, 128)),
+    "fsq 1000, stride 4": TokenizerConfig(quantizer="fsq", levels=(8, 5, 5, 5), channels=(64, 128)),
     "vq 1024, stride 4": TokenizerConfig(quantizer="vq", codebook_size=1024, channels=(64, 128)),
-    "fsq 1000, stride 8": TokenizerConfig(levels=(8, 5, 5, 5), channels=(48, 96, 192)),
-    "fsq 4096, stride 8": TokenizerConfig(levels=(8, 8, 8, 8), channels=(48, 96, 192)),
+    "fsq 1000, stride 8": TokenizerConfig(quantizer="fsq", levels=(8, 5, 5, 5), channels=(48, 96, 192)),
+    "fsq 4096, stride 8": TokenizerConfig(quantizer="fsq", levels=(8, 8, 8, 8), channels=(48, 96, 192)),
     "vq 1024, stride 8": TokenizerConfig(quantizer="vq", codebook_size=1024, channels=(48, 96, 192)),
     "vq 4096, stride 8": TokenizerConfig(quantizer="vq", codebook_size=4096, channels=(48, 96, 192)),
 }

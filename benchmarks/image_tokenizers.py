@@ -1,6 +1,7 @@
-"""Tokenizers compared: quantizers, strides and codebook sizes; against two peers; with and without a discriminator.
+"""Tokenizers compared: quantizers, strides and codebook sizes; the defaults; two peers; a discriminator or none.
 
     python benchmarks/image_tokenizers.py table DATA    # DATA: emoji-64.zip, flowers-64.zip, fashion-mnist.tar
+    python benchmarks/image_tokenizers.py defaults DATA # `maskimg train-tokenizer` as it comes
     python benchmarks/image_tokenizers.py discriminator DATA
     PYTHONPATH=PEERS python benchmarks/image_tokenizers.py muse DATA    # muse-maskgit-pytorch's VQGanVAE
     python benchmarks/image_tokenizers.py speed         # diffusers' VQModel
@@ -37,7 +38,8 @@ from tqdm import tqdm
 
 from maskimg.evaluate import Judge, code_usage, frechet_distance, psnr, train_judge
 from maskimg.hardware import autocast, pick_device, pick_dtype
-from maskimg.pictures import Pictures
+from maskimg.pictures import Pictures, list_pictures, read_pictures
+from maskimg.training.folder import working_directory
 from maskimg.training.run import Budget, batch_indices
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from vqgan import Tokenizer, TokenizerConfig
@@ -47,7 +49,7 @@ RESULTS = Path(__file__).parent / "results"
 DATA = ("emoji-64", "flowers-64", "fashion-mnist")
 CHANNELS = {4: (64, 128), 8: (48, 96, 192)}
 LEVELS = {1024: (8, 5, 5, 5), 4096: (8, 8, 8, 8)}  # 1,000 codes: FSQ has no natural 1,024
-QUANTIZERS = ("fsq", "vq", "simvq", "lfq", "bsq")
+QUANTIZERS = ("efsq", "fsq", "vq", "simvq", "lfq", "bsq")
 TRAINING = TokenizerTraining(batch_size=32, ema_decay=0.99)
 
 
@@ -171,6 +173,68 @@ def measured(tokenizer: Tokenizer, pictures: Pictures, judge: Judge) -> dict[str
         "encode_per_second": statistics.median(encode),
         "decode_per_second": statistics.median(decode),
     }
+
+
+# The defaults, as a user meets them.
+
+
+def defaults(folder: Path, out: Path) -> None:
+    """`maskimg train-tokenizer` as it comes: codes of all training pictures, PSNR of at most 1,000 held-out ones."""
+    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    for name, size in DEFAULTS:
+        sized = f" --size {size}" if size else ""
+        command = f"maskimg train-tokenizer {SOURCES[name]} --preset cpu{sized}"
+        if command in [row["command"] for row in rows]:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            source = SOURCES[name].replace("DATA", str(folder)).replace("DIR", scratch)
+            if name == "fashion-mnist":
+                unpack_fashion(folder / "fashion-mnist.tar", Path(scratch, "FashionMNIST", "raw"))
+            trained = Path(scratch, "tokenizer")
+            options = ["--preset", "cpu", *sized.split(), "--out", str(trained)]
+            subprocess.run([sys.executable, "-m", "maskimg", "train-tokenizer", source, *options], check=True)
+            tokenizer, work = Tokenizer.from_pretrained(trained), working_directory(trained)
+            cache = work / "pictures"
+            pixels = json.loads((cache / "pictures.json").read_text())["size"]
+            pictures = read_pictures(list_pictures(source), pixels, cache)
+            steps = json.loads((work / "tokenizer" / "log.jsonl").read_text().splitlines()[-1])["step"]
+            train, unseen = pictures.part(held_out=False).pixels, pictures.part(held_out=True).pixels
+            codes = torch.cat([tokenizer.encode(normalize(part)) for part in tqdm(train.split(100))])
+            images = normalize(unseen[:1000])
+            restored = torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in images.split(100)])
+        usage, entropy = code_usage(codes, tokenizer.vocab_size)
+        rows.append(
+            {
+                "command": command,
+                "pixels": pixels,
+                "stride": tokenizer.stride,
+                "codes": tokenizer.vocab_size,
+                "steps": steps,
+                "training_pictures": len(train),
+                "codes_used": usage,
+                "entropy_bits": entropy,
+                "psnr_db": psnr(restored, images).mean().item(),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+        write(out, {"rows": rows})
+
+
+SOURCES = {
+    "emoji-64": "DATA/emoji-64.zip",
+    "flowers-64": "DATA/flowers-64.zip",
+    "fashion-mnist": "torchvision://FashionMNIST?root=DIR",
+}
+DEFAULTS = (("flowers-64", 64), ("emoji-64", 64), ("fashion-mnist", 0), ("flowers-64", 0), ("emoji-64", 0))
+
+
+def unpack_fashion(path: Path, raw: Path) -> None:
+    """As torchvision wants it."""
+    raw.mkdir(parents=True)
+    with tarfile.open(path) as archive:
+        for name in archive.getnames():
+            if name.endswith(".gz"):
+                (raw / name.removesuffix(".gz")).write_bytes(gzip.decompress(archive.extractfile(name).read()))
 
 
 # Beside muse-maskgit-pytorch's VQGanVAE: the same pictures, the same wall-clock.
@@ -416,6 +480,17 @@ COLUMNS = {
         "encode_per_second": ".0f",
         "decode_per_second": ".0f",
     },
+    "defaults": {
+        "command": "",
+        "pixels": "",
+        "stride": "",
+        "codes": ",",
+        "steps": ",",
+        "training_pictures": ",",
+        "codes_used": ".1%",
+        "entropy_bits": ".2f",
+        "psnr_db": ".2f",
+    },
     "muse": {
         "name": "",
         "steps": ",",
@@ -443,7 +518,7 @@ COLUMNS = {
 
 
 def report() -> None:
-    """results/tokenizers.md, from whatever of the four has been measured."""
+    """results/tokenizers.md, from whatever of the five has been measured."""
     lines = ["# Tokenizers compared", "", "Written by `python benchmarks/image_tokenizers.py report`; see there.", ""]
     for name, columns in COLUMNS.items():
         path = RESULTS / f"tokenizers-{name}.json"
@@ -455,6 +530,7 @@ def report() -> None:
         for data in dict.fromkeys(row.get("data", "") for row in found["rows"]):
             rows = [row for row in found["rows"] if row.get("data", "") == data]
             if data:
+                rows.sort(key=lambda row: (row["codes"], row["stride"], QUANTIZERS.index(row["quantizer"])))
                 floor = rows[0]["frechet_floor"]
                 lines += [f"### {data}", "", f"{rows[0]['steps']} steps each; floor of the distance {floor:.2f}.", ""]
             lines += [" | ".join(["", *(key.replace("_", " ") for key in columns), ""]).strip()]
@@ -496,6 +572,8 @@ def main() -> None:
     match given.command:
         case "table":
             table(given.data, given.steps, given.judge_steps, given.only, given.out)
+        case "defaults":
+            defaults(given.data, given.out)
         case "muse":
             muse(given.data, given.minutes, given.out)
         case "discriminator":

@@ -143,7 +143,7 @@ def codebook_warning(usage: float, entropy: float, vocab_size: int, *, counted: 
         faults.append(f"their use carries {entropy:.1f} of {bits:.1f} bits, as much as {2**entropy:,.0f} codes would")
     if not faults:
         return None
-    return f"the codebook may have collapsed: {' and '.join(faults)}; use a smaller codebook, or the quantizer `fsq`"
+    return f"the codebook may have collapsed: {' and '.join(faults)}; use a smaller codebook, or the quantizer `efsq`"
 
 
 def monochrome_warning(images: torch.Tensor, references: torch.Tensor | None = None) -> str | None:

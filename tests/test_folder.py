@@ -10,6 +10,7 @@ from tiny import TOKENIZER
 
 from maskimg.codes import CodeCache
 from maskimg.pictures import list_pictures
+from maskimg.pipeline import BUNDLED
 from maskimg.sampler import Sampler
 from maskimg.training.folder import (
     PRESETS,
@@ -24,6 +25,7 @@ from maskimg.training.folder import (
 from maskimg.training.generator import GeneratorTraining
 from maskimg.training.run import Budget
 from vqgan import Tokenizer
+from vqgan.quantizer import FiniteScalar
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,14 @@ def test_a_size_that_is_asked_for_is_kept_and_nonsense_refused():
     for size in (12, 30, 1024):
         with pytest.raises(ValueError, match=f"size must be a multiple of 8 from 16 to 512, got {size}"):
             plan_for(5000, 20, preset="cpu", size=size)
+
+
+def test_new_tokenizers_use_their_codes_evenly_and_the_bundled_one_stays_as_it_is():
+    for size in (16, 32, 64, 256):
+        assert plan_for(5000, size, preset="gpu", size=size).tokenizer.quantizer == "efsq"
+    bundled = Tokenizer.from_pretrained(BUNDLED / "emoji-64")
+    assert bundled.config.quantizer == "fsq"
+    assert isinstance(bundled.quantizer, FiniteScalar)
 
 
 def test_every_size_gives_a_stride_that_divides_it():

@@ -5,7 +5,7 @@ import torch
 from helpers import stirred
 
 from vqgan import quantizer as quantizers
-from vqgan.quantizer import Codebook, FiniteScalar, LinearCodebook, Signs
+from vqgan.quantizer import Codebook, EvenScalar, FiniteScalar, LinearCodebook, Signs, far_from_gaussian
 
 
 def _codebook(size: int = 32, dim: int = 8, **options) -> Codebook:
@@ -33,6 +33,8 @@ def _latents(dim: int, *, b: int = 2, h: int = 8, w: int = 8, seed: int = 0) -> 
 
 
 QUANTIZERS = {
+    "efsq": lambda: EvenScalar((8, 5, 5, 5)).eval(),
+    "efsq of 2": lambda: EvenScalar((2, 2, 3)).eval(),
     "fsq": lambda: FiniteScalar((8, 5, 5, 5)).eval(),
     "vq": _codebook,
     "vq of 3": lambda: _codebook(16, 3),
@@ -71,8 +73,9 @@ def test_every_code_of_the_vocabulary_can_be_looked_up_and_is_its_own_vector(nam
     assert len(vectors.unique(dim=0)) == quantizer.vocab_size
 
 
-def test_every_combination_of_fsq_levels_is_a_code():
-    quantizer = FiniteScalar((8, 5, 3))
+@pytest.mark.parametrize("kind", [EvenScalar, FiniteScalar])
+def test_every_combination_of_fsq_levels_is_a_code(kind):
+    quantizer = kind((8, 5, 3))
     assert quantizer.vocab_size == 120
     vectors = quantizer.lookup(torch.arange(120)[None, None])
     assert [len(channel.unique()) for channel in vectors[0]] == [8, 5, 3]
@@ -116,14 +119,94 @@ def test_vq_asks_latents_to_stay_near_their_codes():
     assert quantizer(_latents(8))[2] > 0
 
 
+def test_fsq_of_older_models_rounds_as_it_did():
+    """Codes that maskimg gave before efsq was there; the bundled model's depend on it."""
+    ramp = torch.linspace(-3, 3, 9)
+    latents = torch.stack([ramp, ramp.flip(0), 0.5 * ramp, ramp.square() - 4, ramp])[None, :, None]
+    _, codes, _ = FiniteScalar((6, 5, 5, 5, 5)).eval()(latents)
+    assert codes.flatten().tolist() == [624, 624, 54, 799, 1575, 2350, 3095, 3725, 3725]
+
+
+@pytest.mark.parametrize("levels", [(8, 8, 8, 8), (8, 5, 5, 5), (3, 2)])
+def test_latents_like_a_gaussian_use_all_codes_of_efsq_alike(levels):
+    """A quarter off for any level of any channel; fsq rounds to its outermost ones half as often as to others."""
+    quantizer = EvenScalar(levels).eval()
+    _, codes, _ = quantizer(_latents(len(levels), b=16, h=128, w=128))
+    parts = quantizer.lookup(codes).transpose(0, 1).flatten(1)
+    for channel, count in zip(parts, levels, strict=True):
+        shares = channel.unique(return_counts=True)[1] / len(channel)
+        assert len(shares) == count
+        assert 0.75 / count < shares.min() <= shares.max() < 1.25 / count
+    uses = codes.flatten().bincount(minlength=quantizer.vocab_size)
+    assert uses.min() > 0.3 * uses.float().mean()  # a code has four levels
+
+
+def test_the_loss_of_efsq_brings_latents_of_any_mean_scale_and_likeness_to_all_levels():
+    """Five channels of much the same, narrow and off the middle: without it they keep to 14 of 1,024 codes."""
+    same, own = _latents(1, b=8, h=32, w=32), _latents(5, b=8, h=32, w=32, seed=1)
+    mixed = 0.5 + 0.3 * (same + 0.5 * own)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(5, 5, 1)
+    quantizer = EvenScalar((4,) * 5).train()
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.2)
+
+    def used() -> int:
+        return len(quantizer(layer(mixed))[1].unique())
+
+    before = used()
+    for _ in range(400):
+        optimizer.zero_grad()
+        quantizer(layer(mixed))[2].backward()
+        optimizer.step()
+    assert before < 50
+    assert used() > 1000
+
+
+def test_independent_gaussian_latents_cost_nothing_and_others_do():
+    latents = _latents(4, b=16, h=64, w=64).flatten(2).transpose(1, 2)
+    assert far_from_gaussian(latents) < 1e-3
+    assert far_from_gaussian(latents + 0.5) == pytest.approx(0.25, abs=0.02)
+    assert far_from_gaussian(2 * latents) == pytest.approx(9 / 4, abs=0.1)  # (4 - 1)² on the diagonal, a quarter of all
+    assert far_from_gaussian(latents[..., :1].expand(-1, -1, 4)) == pytest.approx(0.75, abs=0.02)
+    assert EvenScalar((4, 4)).eval()(_latents(2) + 5)[2] == 0  # a loss is for training
+
+
+def test_efsq_asks_nothing_of_its_past():
+    """No averages: what it makes of latents depends on these latents alone, in training as in use."""
+    quantizer, latents = EvenScalar((8, 5, 5, 5)).train(), _latents(4)
+    expected = quantizer(latents)
+    quantizer(10 * _latents(4, seed=1) + 3)
+    assert all(torch.equal(a, b) for a, b in zip(quantizer(latents), expected, strict=True))
+    assert torch.equal(quantizer.eval()(latents)[1], expected[1])
+    assert torch.equal(quantizer(latents)[0], expected[0])
+
+
+def test_latents_that_are_not_finite_get_codes_and_a_loss_that_says_so():
+    """A code outside the vocabulary would stop a training where the step is merely to be left out."""
+    quantizer = EvenScalar((8, 5, 5, 5)).train()
+    latents = _latents(4)
+    latents[0, 0, 0, 0], latents[0, 1, 0, 0] = float("nan"), float("inf")
+    _, codes, loss = quantizer(latents)
+    assert 0 <= codes.min() <= codes.max() < quantizer.vocab_size
+    assert not loss.isfinite()
+
+
+@pytest.mark.parametrize("levels", [(), (8, 1), (0,)])
+def test_efsq_levels_that_are_no_choice_are_refused(levels):
+    with pytest.raises(ValueError, match="EFSQ levels must each be 2 or more, got"):
+        EvenScalar(levels)
+
+
 @pytest.mark.parametrize("levels", [(), (8, 2), (1,)])
 def test_levels_that_cannot_be_rounded_to_are_refused(levels):
     with pytest.raises(ValueError, match="FSQ levels must each be 3 or more, got"):
         FiniteScalar(levels)
 
 
-def test_a_quantizer_of_fsq_has_nothing_to_learn_or_to_save():
-    quantizer = stirred(FiniteScalar((8, 5, 5, 5)))
+@pytest.mark.parametrize("kind", [EvenScalar, FiniteScalar])
+def test_a_quantizer_of_fsq_has_nothing_to_learn_or_to_save(kind):
+    quantizer = stirred(kind((8, 5, 5, 5)))
     assert not list(quantizer.parameters())
     assert not quantizer.state_dict()
 

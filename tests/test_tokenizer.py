@@ -10,7 +10,8 @@ from vqgan.network import Attention
 
 SMALL = {"channels": (16, 16), "encoder_blocks": 1, "decoder_blocks": 1}
 CONFIGS = {
-    "fsq": TokenizerConfig(levels=(4, 4, 4), **SMALL),
+    "efsq": TokenizerConfig(quantizer="efsq", levels=(4, 4, 4), **SMALL),
+    "fsq": TokenizerConfig(quantizer="fsq", levels=(4, 4, 4), **SMALL),
     "vq": TokenizerConfig(quantizer="vq", codebook_size=32, codebook_dim=8, **SMALL),
     "simvq": TokenizerConfig(quantizer="simvq", codebook_size=32, codebook_dim=4, attention=1, **SMALL),
     "lfq": TokenizerConfig(quantizer="lfq", codebook_size=32, **SMALL),
@@ -22,7 +23,7 @@ def _images(b: int = 2, height: int = 32, width: int = 32, seed: int = 0) -> tor
     return torch.rand(b, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def _tokenizer(name: str = "fsq") -> Tokenizer:
+def _tokenizer(name: str = "efsq") -> Tokenizer:
     """A tokenizer after one training step's forward, so that a VQ codebook has found its first codes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -120,13 +121,13 @@ def test_a_masked_code_is_not_decoded(code):
 def test_configurations_count_their_codes_and_pixels():
     assert Tokenizer().vocab_size == 1000
     assert TokenizerConfig().stride == 4
-    for name, size in {"fsq": 64, "vq": 32}.items():
+    for name, size in {"efsq": 64, "fsq": 64, "vq": 32}.items():
         tokenizer = Tokenizer(CONFIGS[name])
         assert (tokenizer.vocab_size, tokenizer.stride) == (size, 4)
 
 
 def test_an_unknown_quantizer_is_refused():
-    with pytest.raises(ValueError, match="quantizer must be one of fsq, vq, lfq, bsq, simvq, got `none`"):
+    with pytest.raises(ValueError, match="quantizer must be one of efsq, fsq, vq, lfq, bsq, simvq, got `none`"):
         Tokenizer(TokenizerConfig(quantizer="none"))
 
 

@@ -4,6 +4,7 @@ Each JOB is stage:steps[:stop]. Stages are generator, sharded, tokenizer and cri
 process has stopped at lies in DIRECTORY/STAGE/stopped-RANK.
 """
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -35,7 +36,8 @@ def train(stage: str, directory: Path, steps: int, stop: int = 0) -> Run:
         training = TokenizerTraining(
             batch_size=6, perceptual_weight=0.0, adversarial_weight=0.1, adversarial_start=0.2, discriminator_check="r1"
         )
-        return train_tokenizer(tiny_pictures(), TOKENIZER, training, budget, directory, **ON_CPU)[1]
+        config = dataclasses.replace(TOKENIZER, quantizer="fsq")
+        return train_tokenizer(tiny_pictures(), config, training, budget, directory, **ON_CPU)[1]
     training = GeneratorTraining(batch_size=7, learning_rate=1e-3, accumulation=2 if stage == "generator" else 1)
     if stage == "critic":
         model = MaskGit(tiny_net(NETWORK))

@@ -11,7 +11,7 @@ from torch import nn
 from vqgan import files
 from vqgan.maskgit_vq import MaskGitVqConfig
 from vqgan.network import Decoder, Encoder
-from vqgan.quantizer import Codebook, FiniteScalar, LinearCodebook, Quantizer, Signs
+from vqgan.quantizer import Codebook, EvenScalar, FiniteScalar, LinearCodebook, Quantizer, Signs
 from vqgan.taming import TamingConfig
 
 
@@ -39,8 +39,8 @@ class TokenizerConfig:
     """What a tokenizer of our own architecture is made of.
 
     Attributes:
-        quantizer: `fsq`, `vq`, `lfq`, `bsq` or `simvq`; see `vqgan.quantizer`.
-        levels: FSQ's values per latent channel; the vocabulary is their product.
+        quantizer: `efsq`, `fsq`, `vq`, `lfq`, `bsq` or `simvq`; see `vqgan.quantizer`.
+        levels: values per latent channel of efsq and fsq; the vocabulary is their product.
         codebook_size: number of codes of the others; a power of two for lfq and bsq.
         codebook_dim: latent channels of vq and simvq.
         cosine: vq compares directions rather than distances.
@@ -52,7 +52,7 @@ class TokenizerConfig:
 
     architecture: ClassVar[str] = "maskimg"
 
-    quantizer: str = "fsq"
+    quantizer: str = "efsq"
     levels: tuple[int, ...] = (8, 5, 5, 5)
     codebook_size: int = 1024
     codebook_dim: int = 8
@@ -69,7 +69,7 @@ class TokenizerConfig:
 
     @property
     def vocab_size(self) -> int:
-        return math.prod(self.levels) if self.quantizer == "fsq" else self.codebook_size
+        return math.prod(self.levels) if self.quantizer in ("efsq", "fsq") else self.codebook_size
 
     def build(self) -> tuple[nn.Module, Quantizer, nn.Module]:
         quantizer = self._quantizer()
@@ -82,6 +82,8 @@ class TokenizerConfig:
     def _quantizer(self) -> Quantizer:
         size, dim = self.codebook_size, self.codebook_dim
         match self.quantizer:
+            case "efsq":
+                return EvenScalar(self.levels)
             case "fsq":
                 return FiniteScalar(self.levels)
             case "vq":
@@ -93,7 +95,7 @@ class TokenizerConfig:
         raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got `{self.quantizer}`")
 
 
-QUANTIZERS = ("fsq", "vq", "lfq", "bsq", "simvq")
+QUANTIZERS = ("efsq", "fsq", "vq", "lfq", "bsq", "simvq")
 ARCHITECTURES: dict[str, type] = {kind.architecture: kind for kind in (TokenizerConfig, TamingConfig, MaskGitVqConfig)}
 
 

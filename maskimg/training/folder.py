@@ -132,6 +132,7 @@ def plan_for(
     if side % 8 or not 16 <= side <= 512:
         raise ValueError(f"size must be a multiple of 8 from 16 to 512, got {side}")
 
+    # Quantizer and codes: benchmarks/results/README.md, "Reading `tokenizers.md`".
     # A grid of 8x8 tokens up to 64 pixels: fewer tokens learn faster and draw faster than anything else tried.
     halvings = min(4, max(1, (side // 8).bit_length() - 1))
     while side % 2**halvings:

@@ -47,8 +47,8 @@ class TokenizerTraining:
     Attributes:
         batch_size: pictures per step, over all processes.
         accumulation: parts that each process computes its share of them in, where memory is short. Pixel and
-            adversarial losses stay the same; what looks at a batch as a whole (the scale of the perceptual loss, a
-            learned codebook's averages, LeCam's) then looks at a part.
+            adversarial losses stay the same; what looks at a batch as a whole (the scale of the perceptual loss, the
+            spread of efsq's latents, a learned codebook's averages, LeCam's) then looks at a part.
         learning_rate, weight_decay: AdamW's.
         perceptual: whose features the perceptual loss compares: those of a `random` network, of a `classifier`
             trained first on the same labelled pictures (sharper where there are labels), or of networks whose weights
