@@ -172,6 +172,7 @@ def train_folder(
     track: str | None = None,
     progress=None,
     shard: bool = False,
+    allow_data_change: bool = False,
 ) -> Pipeline:
     """Train every stage and write a model directory to `out`; returns the finished model.
 
@@ -179,6 +180,7 @@ def train_folder(
 
     Args:
         track: `tensorboard`, `trackio` or `wandb`, told of figures and pictures beside the log.
+        allow_data_change: continue a training that began with other pictures, too.
 
     Raises:
         Stopped: interrupted; a rerun continues.
@@ -189,10 +191,15 @@ def train_folder(
     started = time.perf_counter()
     with ranks.first_goes_ahead():
         pictures = reading.read_pictures(listing, plan.size, work / "pictures", max_bad=max_bad, progress=progress)
-    tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", track=track, device=device, dtype=dtype)
-    with ranks.first_goes_ahead():
-        cache = encode_stage(tokenizer, pictures, plan, work / "codes", progress=progress)
-    pipeline = generator_stage(cache, tokenizer, plan, work, track=track, device=device, dtype=dtype, shard=shard)
+    tokenizer = tokenizer_stage(
+        pictures, plan, work / "tokenizer",
+        track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
+    )  # fmt: skip
+    cache = encode_stage(tokenizer, pictures, plan, work / "codes", progress=progress)
+    pipeline = generator_stage(
+        cache, tokenizer, plan, work,
+        track=track, device=device, dtype=dtype, shard=shard, allow_data_change=allow_data_change,
+    )  # fmt: skip
     if not ranks.is_first():
         return pipeline
 
@@ -223,6 +230,7 @@ def tokenizer_stage(
     track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    allow_data_change: bool = False,
 ) -> Tokenizer:
     """Train the tokenizer, or read the one that is already finished in `directory`/model."""
     finished = _finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
@@ -230,7 +238,7 @@ def tokenizer_stage(
         return Tokenizer.from_pretrained(finished).to(pick_device(device))
     tokenizer, run = train_tokenizer(
         pictures, plan.tokenizer, plan.tokenizer_training, plan.tokenizer_budget, directory,
-        track=track, device=device, dtype=dtype,
+        track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
     )  # fmt: skip
     _require_finished(run)
     if ranks.is_first():
@@ -241,13 +249,15 @@ def tokenizer_stage(
 
 def encode_stage(tokenizer: Tokenizer, pictures: Pictures, plan: Plan, directory: Path, *, progress=None) -> CodeCache:
     """Encode the pictures, or read the codes that are already in `directory`."""
+    ranks.as_first_has(tokenizer)
     weights = sum(p.detach().double().abs().sum().item() for p in tokenizer.parameters())
     key = (plan.versions, plan.flip, pictures.fingerprint, round(weights, 6))
-    if _finished(directory.with_name("codes-state"), key):
+    if ranks.of_first(_finished(directory.with_name("codes-state"), key) is not None):
         return read_codes(directory)
     cache = encode_pictures(tokenizer, pictures, directory, versions=plan.versions, flip=plan.flip, progress=progress)
-    directory.with_name("codes-state").mkdir(exist_ok=True)
-    _mark_finished(directory.with_name("codes-state"), key)
+    if ranks.is_first():
+        directory.with_name("codes-state").mkdir(exist_ok=True)
+        _mark_finished(directory.with_name("codes-state"), key)
     return cache
 
 
@@ -261,6 +271,7 @@ def generator_stage(
     device: str = "auto",
     dtype: str = "auto",
     shard: bool = False,
+    allow_data_change: bool = False,
 ) -> Pipeline:
     """Train generator and critic on cached codes; continues what `work` holds."""
     size = dataclasses.asdict(plan.generator)
@@ -279,13 +290,14 @@ def generator_stage(
         device=device,
         dtype=dtype,
         shard=shard,
+        allow_data_change=allow_data_change,
     )
     _require_finished(run)
     if critic_depth and not plan.generator_training.self_token_critic:
         critic_config = dataclasses.replace(config, depth=critic_depth)
         _, run = train_critic(
             cache, generator, critic_config, plan.generator_training, plan.critic_budget, work / "critic",
-            track=track, device=device, dtype=dtype,
+            track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
         )  # fmt: skip
         _require_finished(run)
     return Pipeline(tokenizer, generator, labels=cache.fields, recipe=plan.recipe, device=device, dtype=dtype)
