@@ -137,9 +137,11 @@ def test_other_pictures_are_gone_on_with_where_that_is_allowed_and_that_is_said(
     (warning,) = [line for line in map(json.loads, log) if "warning" in line]
     assert warning["step"] == 2 and warning["warning"].startswith(said)
 
-    # From here on, these are its pictures.
+    # From here on, these are its pictures; also where there was nothing left to train.
     assert trained(data, 6, codes="others") == 0
-    assert trained(data, 8) == 2
+    assert trained(data, 6) == 2
+    assert trained(data, 6, "--allow-data-change") == 0
+    assert trained(data, 6) == 0
 
 
 def test_other_settings_are_refused_even_so(data, capsys):

@@ -231,7 +231,7 @@ def train_tokenizer(
         for part in kept:
             usage.add(part.codes)
         if run.logs_now:
-            figures |= {"codes_used": usage.share, "codes_entropy": usage.entropy}
+            figures |= _use(usage)
         run.log(**figures)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
@@ -240,7 +240,7 @@ def train_tokenizer(
                 run.warn(monochrome_warning(kept[-1].reconstructions, kept[-1].images))
             if ranks.is_first():
                 averaged = _averaged(model, ema)
-                run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+                run.write_log(held_out_loss=held_out_loss(averaged, unseen), **_use(usage))
                 if not training.adversarial_weight_at(
                     progress
                 ):  # an opponent may well raise the error and the gradients
@@ -250,7 +250,7 @@ def train_tokenizer(
 
     model = _averaged(model, ema)
     if ranks.is_first() and not run.interrupted:
-        run.write_log(held_out_loss=held_out_loss(model, unseen))
+        run.write_log(held_out_loss=held_out_loss(model, unseen), **_use(usage))
         _write_sheets(run, model, unseen, usage)
     run.close()
     return model, run
@@ -295,6 +295,10 @@ def write_reconstructions(model: Tokenizer, pixels: torch.Tensor, path: Path, co
     restored = model.decode(model.encode(images))
     pairs = [[to_pil(image), to_pil(back)] for image, back in zip(images, restored, strict=True)]
     paired_sheet(pairs, min(16, len(pairs))).save(path)
+
+
+def _use(usage: CodeUsage) -> dict[str, float]:
+    return {"codes_used": usage.share, "codes_entropy": usage.entropy}
 
 
 def _write_sheets(run: Run, model: Tokenizer, unseen: torch.Tensor, usage: CodeUsage) -> None:
