@@ -1,11 +1,14 @@
 """What everything around a training step costs: the bare forward, backward and optimizer beside the whole loop.
 
-    python benchmarks/step_overhead.py                  # a small generator, both by turns, a line per round
-    python benchmarks/step_overhead.py --dim 512 --depth 8 --grid 16 --batch-size 64 --device cuda
+    python benchmarks/step_overhead.py                  # a small generator, both by turns
+    python benchmarks/step_overhead.py --dim 512 --depth 8 --grid 16 --batch-size 64 --device cuda --steps 20 --rounds 9
 
 The bare step masks, predicts and updates with the same optimizer, and nothing else. The whole one is `train_generator`:
 order and chance keyed by sample, clipping, guards, averaged weights, log, progress bar, signals. Held-out loss, sample
 sheets and checkpoints come by the clock, not by the step, and are left out.
+
+A round is so many whole steps and then as many bare ones, within one training: neighbours in time, so that a machine
+that is busy with other things slows both down alike. On a GPU, which is waited for between rounds, let them be long.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -30,11 +34,18 @@ class Enough(Exception):
     """The steps to be timed are done."""
 
 
+class Times(NamedTuple):
+    """Whole and bare steps' (rounds, 2), by the wall clock and in CPU time, which other programs do not touch."""
+
+    seconds: torch.Tensor
+    cpu_seconds: torch.Tensor
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("dim", 192), ("depth", 4), ("grid", 8), ("codes", 1024), ("batch-size", 32), ("steps", 20)):
+    for name, value in (("dim", 192), ("depth", 4), ("grid", 8), ("codes", 1024), ("batch-size", 32), ("steps", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=90)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     given = parser.parse_args()
@@ -44,13 +55,14 @@ def main() -> None:
     training = GeneratorTraining(batch_size=given.batch_size, muon=False)
     cache = random_cache(given.codes, given.grid)
     bare = bare_steps(cache, config, training, given.device, given.dtype)
-    shares = []
-    for number in range(given.rounds):
-        alone = given.steps / timed(lambda: bare(given.steps))
-        whole = given.steps / whole_seconds(cache, config, training, given.steps, given.device, given.dtype)
-        shares.append(whole / alone)
-        print(f"round {number + 1}: bare {alone:.2f} steps/s, whole {whole:.2f} steps/s, {shares[-1]:.1%}")
-    print(f"the whole step keeps {statistics.median(shares):.1%} of the bare rate (median of {given.rounds} rounds)")
+    times = whole_and_bare(cache, config, training, bare, given.steps, given.rounds, given.device, given.dtype)
+    whole, alone = (statistics.median(column) / given.steps for column in times.seconds.T.tolist())
+    print(f"bare {1 / alone:.2f} steps/s, whole {1 / whole:.2f} steps/s (medians of {given.rounds} rounds)")
+    for clock, (whole, alone) in {"by the wall clock": times.seconds.T, "in CPU time": times.cpu_seconds.T}.items():
+        low, share, high = (alone / whole).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+        print(
+            f"{clock}, the whole step keeps {share:.1%} of the bare rate (half of the rounds: {low:.1%} to {high:.1%})"
+        )
 
 
 def random_cache(codes: int, grid: int, count: int = 2048) -> CodeCache:
@@ -79,45 +91,56 @@ def bare_steps(
             loss.backward()
             for optimizer in optimizers.values():
                 optimizer.step()
-        if where.type == "cuda":
-            torch.cuda.synchronize()
 
     run(2)
     return run
 
 
-def timed(work: Callable[[], None]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
-
-
-def whole_seconds(
-    cache: CodeCache, config: TransformerConfig, training: GeneratorTraining, steps: int, device: str, dtype: str
-) -> float:
-    """Of `steps` steps of the real loop, after two to warm up, on the clock of its first and last step."""
-    marks: list[float] = []
+def whole_and_bare(
+    cache: CodeCache,
+    config: TransformerConfig,
+    training: GeneratorTraining,
+    bare: Callable[[int], None],
+    steps: int,
+    rounds: int,
+    device: str,
+    dtype: str,
+) -> Times:
+    """Of `steps` steps of the real loop, and of as many bare ones right after them, for each round."""
+    times: list[torch.Tensor] = []
+    begun = now()
     seed = Run.seed_torch
 
-    def mark(self: Run) -> None:
-        if self.step in (2, steps + 2):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            marks.append(time.perf_counter())
-        if len(marks) == 2:
+    def take_turns(self: Run) -> None:
+        """At the beginning of a step of the loop, the first two of which warm up."""
+        nonlocal begun
+        if self.step > 2 and (self.step - 2) % steps == 0:
+            ended = now()
+            bare(steps)
+            times.append(torch.stack((ended - begun, now() - ended)))
+        if len(times) == rounds:
             raise Enough
+        if self.step >= 2 and (self.step - 2) % steps == 0:
+            begun = now()
         seed(self)
 
-    Run.seed_torch = mark
+    Run.seed_torch = take_turns
     try:
         with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stderr(io.StringIO()):
-            # Many more steps than are timed: tenths of the training, with their evaluation, stay outside.
-            budget = Budget(steps=20 * steps)
+            # Not worth compiling for, as the bare step is not; evaluations come with its tenths.
+            budget = Budget(steps=1000)
             with contextlib.suppress(Enough):
                 train_generator(cache, config, training, budget, directory, device=device, dtype=dtype)
     finally:
         Run.seed_torch = seed
-    return marks[1] - marks[0]
+    return Times(*torch.stack(times).unbind(-1))
+
+
+def now() -> torch.Tensor:
+    """On the wall clock, and in CPU time."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ def describe(report: Report) -> str:
     lines += [line for field, name in enumerate(listing.fields) for line in _labels(report, field, name)]
     if not listing.fields:
         lines.append("labels: none")
+    lines += listing.remarks
     captioned = sum(map(bool, listing.captions))
     lines.append(f"captions: {captioned:,} pictures" if captioned else "captions: none")
     held_out = int(listing.held_out.sum())
@@ -100,7 +101,7 @@ def describe(report: Report) -> str:
         lines.append(f"cannot be read: {len(report.bad):,}")
         where = f"`{listing.source.where}/"
         reasons = collections.Counter(_reason(fault, where) for fault in report.bad.values())
-        lines += [f"  {count:,} x {reason}" for reason, count in reasons.most_common(SHOWN)]
+        lines += [f"  {count:,} x: {reason}" for reason, count in reasons.most_common(SHOWN)]
     return "\n".join(lines)
 
 
@@ -150,7 +151,7 @@ def _counts(counts: collections.Counter) -> str:
 
 def _reason(fault: str, where: str) -> str:
     """A fault without the name of its file, and without what differs from file to file."""
-    rest = fault[fault.find("` ", len(where)) + 2 :] if fault.startswith(where) else fault
+    rest = "the file " + fault[fault.find("` ", len(where)) + 2 :] if fault.startswith(where) else fault
     return re.split(r": (?!there|permission|is)|; | \(", rest)[0]
 
 

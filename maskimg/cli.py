@@ -1,12 +1,14 @@
 """The `maskimg` command. Torch and gradio are imported by the commands that need them, so `--help` costs nothing."""
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
+from typing import NoReturn
 
 from maskimg import __version__
-from maskimg.commands.options import Parser, Refused, fail
+from maskimg.commands.options import BAD_INPUT, CANNOT_GO_ON, DISK_FULL, Parser, Refused, fail
 
 # Command -> the module of `maskimg.commands` that holds it, and what it does.
 COMMANDS = {
@@ -28,11 +30,15 @@ COMMANDS = {
 }
 
 
-TRAININGS = ("train", "train-tokenizer", "train-generator")  # that torchrun may start several times
+TOGETHER = ("train", "train-tokenizer", "encode", "train-generator")  # what torchrun may start several times
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; returns the exit code: 0 where it is done, or stopped as asked.
+
+    Raises:
+        SystemExit: with 2 for bad input, 3 where a training cannot go on, 4 where the disk is full.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
@@ -63,12 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if not _is_kind(error):
             raise
-        fail(str(error))
+        _explain(error)
 
 
 def _together(name: str) -> contextlib.AbstractContextManager[None]:
-    """Of a training command that torchrun started several times, one training."""
-    if name not in TRAININGS or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Of a command that torchrun started several times, one group of processes that share its work."""
+    if name not in TOGETHER or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return contextlib.nullcontext()
     from maskimg.training.ranks import joined
 
@@ -102,3 +108,23 @@ def _is_kind(error: Exception) -> bool:
     from maskimg.training.run import TrainingError
 
     return isinstance(error, ValueError | OSError | TrainingError)
+
+
+def _explain(error: Exception) -> NoReturn:
+    from maskimg.training.run import TrainingError
+
+    trains = isinstance(error, TrainingError)
+    if not _is_full_disk(error):
+        fail(str(error), CANNOT_GO_ON if trains else BAD_INPUT)
+    fail(str(error) if trains else f"the disk is full ({error}): make room, then run the same command again", DISK_FULL)
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether that is what is behind an error; safetensors tells it in words alone."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if f"os error {errno.ENOSPC}" in str(error):
+            return True
+        error = error.__cause__
+    return False

@@ -3,10 +3,12 @@
 Shapes: k views of each picture, n pictures, h w tokens, f label fields.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from maskimg.crops import Crops
 from maskimg.noise import Source, rand
 from maskimg.pictures import Pictures, move
 from maskimg.sources import DataError
+from maskimg.training import ranks
 from maskimg.words import NAME as WORDS
 from maskimg.words import Words, encode_captions
 from vqgan import Tokenizer, files
@@ -194,6 +197,8 @@ def encode_pictures(
 ) -> CodeCache:
     """Encode every picture into `directory`, which exists whole or not at all; one with the same codes is kept.
 
+    Several processes (`ranks`) share the pictures; the first writes what all have encoded.
+
     Args:
         versions: 1 keeps the pictures as they are; each further version moves them by up to a sixteenth of the side.
         flip: mirror every second version. Leave it off where left and right mean something, as in writing.
@@ -201,37 +206,69 @@ def encode_pictures(
         kind: of sources, how they were made.
         progress: wraps the iteration, such as `tqdm`.
     """
-    views = crops.views if crops else versions
     about = {
         "pictures": pictures.fingerprint,
         "tokenizer": fingerprint_of(tokenizer),
         "views": dataclasses.asdict(crops) if crops else {"versions": versions, "flip": flip},
         "seed": seed,
-    }
+    } | ({"kind": kind} if kind else {})
     fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    try:
-        kept = read_codes(directory)
-        if kept.fingerprint == fingerprint:
-            return kept
-    except files.ModelError:
-        pass  # nothing there yet, or a damaged cache: encode again
+    kept = _kept(directory, fingerprint)
+    if ranks.of_first(kept is not None):
+        return kept or read_codes(directory)
 
     # Training pictures first: each part is then one piece of the file, and is mapped rather than copied.
     order = torch.argsort(pictures.held_out.int(), stable=True)
+    batches = order.split(BATCH)
+
+    def encoded(number: int) -> np.ndarray:
+        """The codes (k, b, h, w) of a batch."""
+        places = batches[number]
+        pixels = pictures.pixels[places]
+        shown = crops(pixels, places, seed) if crops else _versions(pixels, versions, flip, seed, number)
+        return np.stack([_encoded(tokenizer, images).numpy() for images in shown])
+
+    results = ranks.shared_out(encoded, len(batches) if len(order) else 0)
+    if ranks.is_first():
+        results = progress(results, total=len(batches), desc="encoding") if progress else results
+        _write_codes(directory, results, pictures, order, tokenizer.vocab_size, fingerprint, about)
+    else:
+        collections.deque(results, maxlen=0)  # takes part, and is given nothing
+    ranks.wait_for_all()
+    return read_codes(directory)
+
+
+def _kept(directory: str | Path, fingerprint: str) -> CodeCache | None:
+    """What was encoded before, if it is the same."""
+    try:
+        found = read_codes(directory)
+    except files.ModelError:
+        return None  # nothing there yet, or a damaged cache: encode again
+    return found if found.fingerprint == fingerprint else None
+
+
+def _write_codes(
+    directory: str | Path,
+    batches: Iterable[np.ndarray],
+    pictures: Pictures,
+    order: torch.Tensor,
+    vocab_size: int,
+    fingerprint: str,
+    about: dict[str, Any],
+) -> None:
+    """The cache of `pictures`, whose codes come in batches (k, b, h, w) in this `order`."""
     rows = order.tolist()
     with files.atomic_directory(directory) as temporary:
-        batches = order.split(BATCH)
-        writer = None
-        for number, places in enumerate(progress(batches, desc="encoding") if progress else batches):
-            pixels = pictures.pixels[places]
-            shown = crops(pixels, places, seed) if crops else _versions(pixels, versions, flip, seed, number)
-            for view, images in enumerate(shown):
-                codes = _encoded(tokenizer, images)
-                if writer is None:
-                    shape = (views, len(rows), *codes.shape[1:])
-                    dtype = _narrowest(tokenizer.vocab_size)
-                    writer = np.memmap(temporary / f"codes.{dtype}", dtype, "w+", shape=shape)
-                writer[view, number * BATCH : number * BATCH + len(places)] = codes.numpy()
+        writer, done = None, 0
+        for codes in batches:
+            if writer is None:
+                shape = (len(codes), len(rows), *codes.shape[2:])
+                dtype = _narrowest(vocab_size)
+                path = temporary / f"codes.{dtype}"
+                files.take_room(path, np.dtype(dtype).itemsize * math.prod(shape))
+                writer = np.memmap(path, dtype, "r+", shape=shape)
+            writer[:, done : done + codes.shape[1]] = codes
+            done += codes.shape[1]
         if writer is None:
             raise DataError("there are no pictures to encode")
         writer.flush()
@@ -243,16 +280,14 @@ def encode_pictures(
             {
                 "shape": list(writer.shape),
                 "dtype": str(writer.dtype),
-                "vocab_size": tokenizer.vocab_size,
+                "vocab_size": vocab_size,
                 "fields": pictures.fields,
                 "names": [pictures.names[i] for i in rows],
                 "captions": [pictures.captions[i] for i in rows] if pictures.captions else [],
                 "fingerprint": fingerprint,
-                "kind": kind,
                 "made_of": about,
             },
         )
-    return read_codes(directory)
 
 
 def read_codes(directory: str | Path) -> CodeCache:
@@ -277,7 +312,7 @@ def read_codes(directory: str | Path) -> CodeCache:
             about["fingerprint"],
             about.get("captions", []),
             about.get("made_of", {}).get("tokenizer", ""),
-            kind=about.get("kind", ""),
+            kind=about.get("made_of", {}).get("kind", ""),
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise files.ModelError(f"`{directory}` holds no codes of maskimg's ({error}): encode them again") from error
@@ -338,6 +373,8 @@ def _mapped(directory: Path, about: dict[str, Any]) -> Grids:
     shape = tuple(about["shape"])
     # Copy on write, because torch takes no read-only arrays; nothing writes.
     codes = np.memmap(directory / f"codes.{about['dtype']}", about["dtype"], "c", shape=shape)
+    if codes.size and codes.max() >= about["vocab_size"]:  # a GPU could not say it without being waited for
+        raise ValueError(f"there is the code {codes.max()} in a vocabulary of {about['vocab_size']}")
     return Grids(torch.from_numpy(codes))
 
 

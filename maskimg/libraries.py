@@ -78,7 +78,7 @@ def list_huggingface(where: str) -> Listing:
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
-        raise DataError(f"`{where}` is a Hugging Face dataset: reading it needs `pip install datasets`") from error
+        raise DataError(f"`{where}` is a Hugging Face dataset: that needs `pip install 'maskimg[data]'`") from error
     splits = _chosen_splits(where, _load_huggingface(datasets, where))
     features = next(iter(splits.values())).features
     image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)

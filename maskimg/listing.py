@@ -1,12 +1,13 @@
 """What a source of pictures holds, before anything is decoded: names, labels, captions, and what is held out.
 
 Labels come from `labels.csv` where there is one (a column `file`, optionally `split` with `train` and `val`,
-optionally `caption`, and one column per label field), else from what lies beside each picture (`name.cls`, or `class`
-in `name.json`), else from subfolders (one field, `class`), else there are none. Captions come from the same table, or
-from `name.txt` (one a line) or `caption` in `name.json`. Without a `split` one picture in twenty is held out, chosen
-by its name, so that figures on unseen pictures can be reported.
+optionally `caption`, and one column per label field; one whose values hardly repeat is none), else from what lies
+beside each picture (`name.cls`, or `class` in `name.json`), else from subfolders (one field, `class`), else there are
+none. Captions come from the same table, or from `name.txt` (one a line) or `caption` in `name.json`. Without a `split`
+one picture in twenty is held out, chosen by its name, so that figures on unseen pictures can be reported.
 """
 
+import collections
 import csv
 import dataclasses
 import hashlib
@@ -22,6 +23,7 @@ import numpy as np
 from maskimg.sources import TABLE, DataError, Entry, Files, Source, list_files
 
 CAPTION_KEYS, CLASS_KEYS = ("caption", "text"), ("class", "label", "cls")  # of a JSON file beside a picture
+ENOUGH = 20  # values of a column; with fewer, that they do not repeat means nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Listing:
         labels: (n, f) int64, an index into each field's names, or their number where a picture has none.
         held_out: (n,) bool, True where a picture is kept out of training.
         captions: a list for each picture; empty where no picture has any.
+        remarks: sentences about what was not used.
     """
 
     source: Source
@@ -42,6 +45,7 @@ class Listing:
     labels: np.ndarray
     held_out: np.ndarray
     captions: list[list[str]] = dataclasses.field(default_factory=list)
+    remarks: list[str] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -152,7 +156,9 @@ def some(captions: list[list[str]]) -> list[list[str]]:
 
 def _list_table(files: Files, path: str) -> Listing:
     rows = _rows(files.table or b"", path)
-    columns = [name for name in rows[0] if name not in ("file", "split", "caption") and name]
+    names = [name for name in rows[0] if name not in ("file", "split", "caption") and name]
+    columns = {name: [row[name] or "" for row in rows] for name in names}
+    single = [name for name, values in columns.items() if _hardly_repeats(values)]
     entries = []
     for number, row in enumerate(rows, 2):
         if not row["file"]:
@@ -162,7 +168,8 @@ def _list_table(files: Files, path: str) -> Listing:
             raise DataError(f"`{path}` names `{row['file']}`, which lies outside the folder")
         entries.append(files.entry(name))
 
-    fields, labels = to_labels({name: [row[name] or "" for row in rows] for name in columns}, len(rows))
+    fields, labels = to_labels({name: columns[name] for name in names if name not in single}, len(rows))
+    remarks = [f"`{name}` is not used as a label: most of its values belong to one picture only" for name in single]
     if "split" in rows[0]:
         held_out = np.array([row["split"] not in ("train", "", None) for row in rows])
     else:
@@ -171,7 +178,14 @@ def _list_table(files: Files, path: str) -> Listing:
         captions = [[row["caption"]] if row["caption"] else [] for row in rows]
     else:
         captions = [_described(files.sides.get(entry.name, {}))[1] for entry in entries]
-    return Listing(files.source, entries, fields, labels, held_out, some(captions))
+    return Listing(files.source, entries, fields, labels, held_out, some(captions), remarks)
+
+
+def _hardly_repeats(values: list[str]) -> bool:
+    """As addresses, numbers and descriptions do, from which nothing can be learnt about other pictures."""
+    counts = collections.Counter(value for value in values if value)
+    once = sum(count == 1 for count in counts.values())
+    return counts.total() >= ENOUGH and 2 * once > counts.total()
 
 
 def _rows(data: bytes, path: str) -> list[dict[str, Any]]:

@@ -229,7 +229,8 @@ class MaskGit(nn.Module):
             extras: further arguments of a foreign network and its critic, such as `context` and `context_mask`.
 
         Raises:
-            ValueError: wrong shape, codes outside the codebook (MASK included), or flags that cannot be served.
+            ValueError: wrong shape, codes on the CPU outside the codebook (MASK included), or flags that cannot be
+                served.
         """
         codes = self._checked(codes, only_train_generator, only_train_critic)
         condition = self._with_extras(condition, extras)
@@ -540,7 +541,9 @@ class MaskGit(nn.Module):
             codes = rearrange(codes, "b (h w) -> b h w", h=h)
         if codes.ndim != 3 or tuple(codes.shape[1:]) != (h, w):
             raise ValueError(f"expected a code grid of {(h, w)}, got {tuple(codes.shape[1:])}")
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.mask_id:
+        # To look at a GPU's codes would make the host wait in every step; those of a cache are checked as it is read.
+        here = codes.device.type == "cpu" and codes.numel()
+        if here and not 0 <= int(codes.min()) <= int(codes.max()) < self.mask_id:
             raise ValueError(
                 f"expected codes in [0, {self.mask_id}), got {int(codes.min())} to {int(codes.max())}: "
                 "training data holds complete grids, without MASK"

@@ -150,7 +150,8 @@ def write_bad(bad: dict[int, str], path: Path) -> None:
 def _decode(listing: Listing, size: int, path: Path, progress) -> dict[int, str]:
     """Write every readable picture to `path`, without gaps; returns why the others are not, by position."""
     count = len(listing)
-    pixels = np.memmap(path, np.uint8, "w+", shape=(count, 3, size, size))
+    files.take_room(path, count * 3 * size * size)
+    pixels = np.memmap(path, np.uint8, "r+", shape=(count, 3, size, size))
 
     def decode(i: int, entry: Entry, content: Content) -> str | None:
         try:

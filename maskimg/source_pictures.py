@@ -86,14 +86,18 @@ def both(pictures: Pictures, sources: Pictures) -> Pictures:
 
 
 def _transformed(name: str, pictures: Pictures, path: Path) -> Pictures:
-    """Every picture's source, in a memory-mapped file."""
-    pixels = np.memmap(path, np.uint8, "w+", shape=tuple(pictures.pixels.shape))
-    for places in torch.arange(len(pixels)).split(256):
-        images = transform(name, normalize(pictures.pixels[places]))
-        pixels[places.numpy()] = to_uint8(images).numpy()
-    return dataclasses.replace(
-        pictures, pixels=torch.from_numpy(pixels), fingerprint=_digest(f"{name} of {pictures.fingerprint}")
-    )
+    """Every picture's source, in a memory-mapped file, written by the first process that needs it."""
+    fingerprint = _digest(f"{name} of {pictures.fingerprint} at {pictures.size}")
+    shape, path = tuple(pictures.pixels.shape), path.with_name(f"{fingerprint[:16]}-{path.name}")
+    if not path.is_file():
+        unfinished = path.with_suffix(".part")
+        pixels = np.memmap(unfinished, np.uint8, "w+", shape=shape)
+        for places in torch.arange(len(pixels)).split(256):
+            pixels[places.numpy()] = to_uint8(transform(name, normalize(pictures.pixels[places]))).numpy()
+        pixels.flush()
+        unfinished.replace(path)
+    pixels = torch.from_numpy(np.memmap(path, np.uint8, "c", shape=shape))
+    return dataclasses.replace(pictures, pixels=pixels, fingerprint=fingerprint)
 
 
 def _stem(name: str) -> str:

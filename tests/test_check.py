@@ -113,12 +113,12 @@ def test_the_same_files_are_what_check_data_lists(planted, tmp_path, capsys):
     assert f"{len(good) + len(bad)} pictures, {len(good)} of them readable" in shown
     assert f"cannot be read: {len(bad)}" in shown
     for reason in (
-        f"{4 if os.name == 'posix' else 3} x is not a readable PNG, JPEG or WebP picture",
-        "2 x is damaged or cut off",
-        "1 x has too many pixels",
-        "1 x is a folder, not a picture",
-        "1 x cannot be read: there is no such file",
-        "1 x cannot be read: permission denied",
+        f"{4 if os.name == 'posix' else 3} x: the file is not a readable PNG, JPEG or WebP picture",
+        "2 x: the file is damaged or cut off",
+        "1 x: the file has too many pixels",
+        "1 x: the file is a folder, not a picture",
+        "1 x: the file cannot be read: there is no such file",
+        "1 x: the file cannot be read: permission denied",
     ):
         assert reason in shown
     assert "pictures/s" in progress
@@ -172,6 +172,17 @@ def test_the_summary_says_what_there_is(tmp_path, capsys):
     held_out = int(list_pictures(tmp_path).held_out.sum())
     assert lines[6] == f"held out: {held_out} ({held_out / 16:.1%})"
     assert lines[7] == "duplicates: 1 files repeat another, such as cat/3.png = cat/copy.png"
+
+
+def test_a_column_that_tells_every_picture_apart_is_said_to_be_no_label(tmp_path, capsys):
+    for i in range(24):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    rows = [f"{i}.png,{'ab'[i % 2]},https://example.org/{i}\n" for i in range(24)]
+    (tmp_path / "labels.csv").write_text("file,class,address\n" + "".join(rows))
+    assert main(["check-data", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "class: 2 labels: a 12, b 12" in lines
+    assert "`address` is not used as a label: most of its values belong to one picture only" in lines
 
 
 def test_a_picture_on_both_sides_of_the_split_is_told(tmp_path):

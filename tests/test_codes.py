@@ -123,6 +123,23 @@ def test_batches_come_from_a_loader():
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with one core
+def test_the_order_of_grids_does_not_depend_on_the_number_of_workers(tokenizer, tmp_path):
+    """Nor what lies in the file that they are mapped from."""
+    codes = encode_pictures(tokenizer, tiny_pictures(24), tmp_path / "codes", versions=1).codes
+    dataset = MaskedTokenDataset(codes[0], 16)
+
+    def epochs(workers: int) -> torch.Tensor:
+        chance = torch.Generator().manual_seed(5)
+        loader = DataLoader(dataset, batch_size=5, shuffle=True, num_workers=workers, generator=chance, drop_last=True)
+        return torch.stack([batch for _ in range(2) for batch in loader])
+
+    alone = epochs(0)
+    assert not torch.equal(alone[:4], alone[4:])
+    for workers in (1, 4):
+        assert torch.equal(epochs(workers), alone)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with one core
 def test_workers_of_a_loader_do_not_repeat_each_other():
     """Windows of 16 out of 100,000 starts: one in common would have a chance of 1 in 400; the seed is fixed."""
     dataset = MaskedTokenDataset(torch.arange(100_000), 4)
@@ -229,12 +246,12 @@ def test_a_damaged_cache_is_refused(tokenizer, tmp_path):
 def test_progress_is_told_what_is_done(tokenizer, tmp_path):
     seen = []
 
-    def progress(batches, desc):
-        seen.append(desc)
+    def progress(batches, total, desc):
+        seen.append((desc, total))
         return batches
 
     encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=1, progress=progress)
-    assert seen == ["encoding"]
+    assert seen == [("encoding", 1)]
 
 
 # ----------------------------------------------------------------------------- the file the codes lie in
@@ -298,6 +315,17 @@ def test_views_do_not_depend_on_where_batches_end(tokenizer, tmp_path, monkeypat
     monkeypatch.setattr(coding, "BATCH", 5)
     assert torch.equal(encode_pictures(tokenizer, pictures, tmp_path / "b", crops=crops).codes[:], whole)
     assert not torch.equal(encode_pictures(tokenizer, pictures, tmp_path / "c", crops=crops, seed=1).codes[:], whole)
+
+
+def test_a_cache_with_codes_outside_its_vocabulary_is_refused(tokenizer, tmp_path):
+    """MASK among them: on a GPU training no longer looks."""
+    encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=1)
+    with (tmp_path / "codes" / "codes.uint8").open("r+b") as file:
+        file.seek(70)
+        file.write(bytes([64]))
+    files.write_manifest(tmp_path / "codes")
+    with pytest.raises(ModelError, match="there is the code 64 in a vocabulary of 64.*encode them again"):
+        read_codes(tmp_path / "codes")
 
 
 def test_codes_in_the_older_format_are_still_read(tmp_path):

@@ -109,3 +109,10 @@ def test_usage_counts_recent_codes_only():
     usage.add(torch.tensor([1, 2, 3]))
     assert usage.share == 0.75  # code 0 is forgotten
     assert usage.entropy == pytest.approx(torch.tensor(3.0).log2().item(), abs=1e-6)
+
+
+def test_counting_codes_makes_no_host_wait_for_a_device():
+    """A tensor without values stands for one whose values are not there yet: to look at them is an error."""
+    usage = CodeUsage(4).to("meta")
+    usage.add(torch.zeros(2, 40, dtype=torch.int64, device="meta"))
+    assert usage.now.is_meta

@@ -315,6 +315,21 @@ def test_a_batch_that_does_not_fit_is_split_and_learns_the_same(tmp_path, error,
     assert "which leaves the batch at 16; a batch_size of 8, or accumulation 4, would have fitted" in said
 
 
+def test_where_no_process_can_try_again_it_is_said_what_would_fit(tmp_path):
+    """A sharded network exchanges weights in the midst of a step."""
+    toy = Toy(tmp_path, 3, exchanges=True)
+    toy.update.called = toy.model
+    with (
+        _small_memory(8, MemoryError(), []),
+        pytest.raises(
+            TrainingError,
+            match="16 samples at a time do not fit into a process's memory: set accumulation to 2, which leaves the "
+            "batch at 16, or try batch_size 8",
+        ),
+    ):
+        toy.train(size=16)
+
+
 def test_a_network_that_does_not_fit_with_one_sample_is_an_error(tmp_path):
     with (
         _small_memory(0, torch.OutOfMemoryError("out of memory"), []),

@@ -173,7 +173,7 @@ def test_a_dataset_that_cannot_be_had_gets_a_sentence(hub, monkeypatch):
     with pytest.raises(DataError, match="has no column of pictures: its columns are text"):
         list_pictures("hf://a/b")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match="reading it needs `pip install datasets`"):
+    with pytest.raises(DataError, match=r"that needs `pip install 'maskimg\[data\]'`"):
         list_pictures("hf://a/b")
 
 

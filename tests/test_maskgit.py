@@ -213,6 +213,12 @@ def test_grids_that_are_not_whole_are_refused(codes, message):
         _model()(codes)
 
 
+def test_the_host_does_not_wait_for_codes_on_a_device():
+    """A tensor without values stands for one whose values are not there yet: to look at them is an error."""
+    codes = torch.empty(2, 4, 4, dtype=torch.int64, device="meta")
+    assert _model()._checked(codes, only_generator=False, only_critic=False) is codes
+
+
 def test_flat_codes_are_the_same_grid():
     codes = random_codes(3)
     losses = [_model()(given, generator=_generator()).loss.item() for given in (codes, codes.reshape(3, 16))]

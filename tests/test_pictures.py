@@ -81,6 +81,27 @@ def test_a_table_may_come_from_a_spreadsheet_with_a_byte_order_mark(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("count", "once", "used"),
+    [
+        (30, 30, False),
+        (30, 16, False),
+        (30, 15, True),
+        (20, 20, False),
+        (19, 19, True),  # too few to tell
+    ],
+)
+def test_a_column_whose_values_hardly_repeat_is_no_label(tmp_path, count, once, used):
+    """`once` of its values belong to one picture, all others to several; pictures without a value do not count."""
+    rows = [{"file": f"{i}.png", "class": "cat", "id": str(i) if i < once else "same"} for i in range(count)]
+    _labels(tmp_path, [*rows, *({"file": f"more{i}.png", "class": "dog", "id": ""} for i in range(count))])
+    listing = list_pictures(tmp_path)
+    assert list(listing.fields) == (["class", "id"] if used else ["class"])
+    assert listing.labels.shape == (2 * count, len(listing.fields))
+    assert [remark.split("`")[1] for remark in listing.remarks] == ([] if used else ["id"])
+    assert listing.chosen([0]).remarks == listing.remarks
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "needs a header with a column `file`"),
@@ -107,6 +128,21 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
         list_pictures(tmp_path)
     with pytest.raises(DataError, match="is a file: give the folder that holds the pictures"):
         list_pictures(tmp_path / "notes.txt")
+
+
+# ----------------------------------------------------------------------------- how many read at a time
+
+
+def test_pictures_lie_in_the_same_order_however_many_are_read_at_a_time(tmp_path, draw_pictures, monkeypatch):
+    draw_pictures(tmp_path / "pictures", count=40, size=20)
+    (tmp_path / "pictures" / "circle" / "0001.png").write_text("no picture")
+    listing, written = list_pictures(tmp_path / "pictures"), {}
+    for jobs in (1, 4, 13):
+        monkeypatch.setattr(reading.os, "cpu_count", lambda jobs=jobs: jobs)
+        read_pictures(listing, 16, tmp_path / str(jobs))
+        written[jobs] = {path.name: path.read_bytes() for path in (tmp_path / str(jobs)).iterdir()}
+    assert written[1] == written[4] == written[13]
+    assert len(written[1]["pixels.u8"]) == 40 * 3 * 16 * 16 + 3 * 16 * 16
 
 
 # ----------------------------------------------------------------------------- what is held out

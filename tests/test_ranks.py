@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from together import train
+from together import encode, train
 
 from maskimg.cli import main
 from maskimg.training import ranks, run
 
-STEPS = {"generator": 50, "sharded": 50, "tokenizer": 12, "critic": 12}
+STEPS = {"generator": 50, "sharded": 50, "scarce": 12, "tokenizer": 12, "critic": 12}
 SIGNALS = int(os.environ.get("MASKIMG_SIGNALS", "2"))  # 100 for a thorough look
 HERE = Path(__file__).parent
 
@@ -63,8 +63,12 @@ def pair(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("pair")
     out = by_two(directory, **STEPS)
     assert out.splitlines() == [f"{stage}: {count} steps" for stage, count in STEPS.items()]  # said once
-    by_two(directory / "changing", generator="30:10")
+    by_two(directory / "changing", generator="30:10", encode=0)
     return directory
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @pytest.mark.parametrize("stage", STEPS)
@@ -78,6 +82,18 @@ def test_two_processes_have_the_losses_of_one(stage, pair, tmp_path):
     ours, theirs = tensors(tmp_path / stage), tensors(pair / stage)
     assert ours.keys() == theirs.keys()
     assert {name: tensor.shape for name, tensor in ours.items()} == {name: t.shape for name, t in theirs.items()}
+
+
+def test_when_one_process_runs_out_of_memory_all_split_the_batch_and_learn_the_same(pair):
+    """That its losses are those of one process with enough memory, the test above says."""
+    lines = [json.loads(line) for line in (pair / "scarce" / "log.jsonl").read_text().splitlines()]
+    (warning,) = [line for line in lines if "warning" in line]
+    assert warning["step"] == 3
+    assert warning["warning"] == (
+        "4 samples at a time do not fit into a process's memory: going on with 2 at a time in 2 parts a step, which "
+        "leaves the batch at 7; a batch_size of 4, or accumulation 2, would have fitted"
+    )
+    assert len({(pair / "scarce" / f"stopped-{rank}").read_text() for rank in range(2)}) == 1
 
 
 def test_a_run_goes_on_with_another_number_of_processes(pair, tmp_path):
@@ -95,6 +111,14 @@ def test_a_sharded_run_goes_on_in_one_piece(pair, tmp_path):
     """Its checkpoints are whole: nothing in them tells how many processes there were."""
     newest = train("sharded", pair / "sharded", STEPS["sharded"] + 2)
     assert newest.step == STEPS["sharded"] + 2
+
+
+def test_two_processes_share_the_encoding_and_write_what_one_writes(pair, tmp_path):
+    encode(tmp_path)
+    shared = pair / "changing" / "encode"
+    assert contents(shared / "codes") == contents(tmp_path / "codes")
+    sizes = [json.loads((shared / f"encoded-{rank}").read_text()) for rank in range(2)]
+    assert sizes == [[5, 5, 2, 2], [5, 5]]  # two versions of each batch
 
 
 @pytest.mark.parametrize("number", range(SIGNALS))
@@ -141,6 +165,14 @@ def test_the_command_trains_with_torchrun_and_is_stopped_with_a_sentence(tmp_pat
     assert process.returncode == 0, err
     assert out.count("done: reconstructions in") == 1
     assert (tmp_path / "tokenizer" / "manifest.json").is_file()
+
+    command = ["encode", str(tmp_path / "pictures"), str(tmp_path / "tokenizer"), "--size", "16", "--crops", "3"]
+    process = started(["-m", "maskimg", *command, "--out", str(tmp_path / "codes")])
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("done: 30 pictures, 3 versions each") == 1
+    assert main([*command, "--out", str(tmp_path / "alone")]) == 0
+    assert contents(tmp_path / "codes") == contents(tmp_path / "alone")
 
 
 def test_a_stop_is_no_failure_and_says_how_to_go_on(tmp_path, capsys, monkeypatch, draw_pictures):

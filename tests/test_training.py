@@ -138,9 +138,9 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path, train):
 def test_a_run_with_other_pictures_is_not_continued(tmp_path):
     with stopped_at(2):
         _tokenizer(tmp_path / "run")
-    with pytest.raises(ModelError, match=r"with data\.fingerprint made of 0, now made of 1"):
+    with pytest.raises(ModelError, match=r"of other pictures, with data\.fingerprint made of 0, now made of 1"):
         _tokenizer(tmp_path / "run", pictures=tiny_pictures(seed=1))
-    with pytest.raises(ModelError, match=r"with data\.pictures 12, now 13: use the same settings and pictures"):
+    with pytest.raises(ModelError, match=r"with data\.pictures 12, now 13: use the same ones"):
         _tokenizer(tmp_path / "run", pictures=tiny_pictures(13))
 
 

@@ -92,6 +92,19 @@ def verify(directory: str | Path) -> None:
             raise ModelError(f"`{directory / name}` is not listed in the manifest: download or train the model again")
 
 
+def take_room(path: Path, size: int) -> None:
+    """A file of `size` bytes whose room on the disk is taken: to map one that has none, and write, ends the process.
+
+    Raises:
+        OSError: there is no room.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
 def write_module(directory: Path, config: dict[str, Any], module: nn.Module, dtype: torch.dtype | None = None) -> None:
     """config.json and model.safetensors of one network.
 

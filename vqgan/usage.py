@@ -19,11 +19,12 @@ class CodeUsage(nn.Module):
         self.register_buffer("before", torch.zeros(vocab_size, dtype=torch.int64))
 
     def add(self, codes: torch.Tensor) -> None:
-        """Codes of any shape."""
-        if self.now.sum() >= 20 * len(self.now):
-            self.before.copy_(self.now)
-            self.now.zero_()
-        self.now += codes.flatten().bincount(minlength=len(self.now))
+        """Codes of any shape; nothing here makes the host wait for the device."""
+        full = self.now.sum() >= 20 * len(self.now)
+        self.before.copy_(torch.where(full, self.now, self.before))
+        self.now.mul_(~full)
+        codes = codes.flatten()
+        self.now.scatter_add_(0, codes, torch.ones_like(codes))
 
     @property
     def counts(self) -> torch.Tensor:

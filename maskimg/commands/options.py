@@ -26,10 +26,13 @@ class Parser(ArgumentParser):
         fail(f"{' '.join(message.split())} (see `{self.prog} --help`)")
 
 
-def fail(message: str) -> NoReturn:
-    """Print one line and exit with code 2."""
+BAD_INPUT, CANNOT_GO_ON, DISK_FULL = 2, 3, 4  # exit codes
+
+
+def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
+    """Print one line and exit."""
     print(f"maskimg: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def add_model(parser: Parser) -> None:

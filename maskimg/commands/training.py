@@ -26,6 +26,7 @@ def train(parser: Parser, arguments: list[str]) -> None:
         track=given.track,
         progress=progress_bar(),
         shard=given.shard,
+        allow_data_change=given.allow_data_change,
     )
     if not ranks.is_first():
         return
@@ -48,8 +49,9 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
     with ranks.first_goes_ahead():
         pictures = read_pictures(listing, plan.size, work / "pictures", max_bad=given.max_bad, progress=progress_bar())
     tokenizer = tokenizer_stage(
-        pictures, plan, work / "tokenizer", track=given.track, device=given.device, dtype=given.dtype
-    )
+        pictures, plan, work / "tokenizer",
+        track=given.track, device=given.device, dtype=given.dtype, allow_data_change=given.allow_data_change,
+    )  # fmt: skip
     if not ranks.is_first():
         return
     say_bad(work / "pictures" / "bad.txt")
@@ -73,14 +75,13 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     import time
 
-    from tqdm import tqdm
-
     from maskimg.codes import encode_pictures, require_same_codes
     from maskimg.crops import Crops
     from maskimg.hardware import pick_device
     from maskimg.pictures import list_pictures, read_pictures
     from maskimg.pipeline import locate_model
     from maskimg.source_pictures import kind_of, read_sources
+    from maskimg.training import ranks
     from maskimg.training.folder import source_codes, working_directory
     from vqgan import Tokenizer
 
@@ -97,22 +98,25 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     listing = list_pictures(given.folder)
     size = crops.source_size if crops else given.size
     work = working_directory(out)
-    pictures = read_pictures(listing, size, work / "pictures", max_bad=given.max_bad, progress=tqdm)
-    say_bad(work / "pictures" / "bad.txt")
+    with ranks.first_goes_ahead():
+        pictures = read_pictures(listing, size, work / "pictures", max_bad=given.max_bad, progress=progress_bar())
+    if ranks.is_first():
+        say_bad(work / "pictures" / "bad.txt")
     require_same_codes(out, tokenizer, pictures)
     started = time.perf_counter()
     cache = encode_pictures(
-        tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=tqdm
+        tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=progress_bar()
     )
     rate = len(cache.names) / (time.perf_counter() - started)
     if given.source:
-        _, sources = read_sources(given.source, pictures, work, max_bad=given.max_bad, progress=tqdm)
+        with ranks.first_goes_ahead():
+            _, sources = read_sources(given.source, pictures, work, max_bad=given.max_bad, progress=progress_bar())
         other = tokenizer
         if given.source_tokenizer:
             other = Tokenizer.from_pretrained(locate_model(given.source_tokenizer)).to(pick_device(given.device))
         encode_pictures(
             other, sources, source_codes(out), versions=given.versions, flip=given.flip, crops=crops,
-            kind=kind_of(given.source), progress=tqdm,
+            kind=kind_of(given.source), progress=progress_bar(),
         )  # fmt: skip
     versions, count, h, w = cache.codes.shape
     print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
@@ -143,6 +147,7 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     pipeline = generator_stage(
         cache, tokenizer, plan, working_directory(out), source_tokenizer=other,
         track=given.track, device=given.device, dtype=given.dtype, shard=given.shard,
+        allow_data_change=given.allow_data_change,
     )  # fmt: skip
     if not ranks.is_first():
         return
@@ -172,6 +177,9 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     add_machine(parser)
     parser.add_argument(
         "--shard", action="store_true", help="split the generator over torchrun's processes (FSDP2), not only the batch"
+    )
+    parser.add_argument(
+        "--allow-data-change", action="store_true", help="continue a training that began with other pictures"
     )
     parser.add_argument("--config", action="config", help="YAML file with what differs from the plan")
     parser.add_class_arguments(Plan)
@@ -206,6 +214,8 @@ def _say_plan(listing: Any, plan: Any, work: Path) -> None:
     labels = ", ".join(f"{len(names)} x {field}" for field, names in listing.fields.items()) or "no labels"
     minutes = sum(b.minutes or 0 for b in (plan.tokenizer_budget, plan.generator_budget, plan.critic_budget))
     print(f"{len(listing)} pictures ({labels}), {int(listing.held_out.sum())} of them held out")
+    for remark in listing.remarks:
+        print(remark)
     print(
         f"plan: {plan.size} pixels, {plan.grid[0]}x{plan.grid[1]} tokens, {plan.tokenizer.vocab_size} codes, generator "
         f"{plan.generator.depth} x {plan.generator.dim}; about {minutes:.0f} minutes; logs and sheets in {work}"

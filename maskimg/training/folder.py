@@ -184,6 +184,7 @@ def train_folder(
     track: str | None = None,
     progress=None,
     shard: bool = False,
+    allow_data_change: bool = False,
 ) -> Pipeline:
     """Train every stage and write a model directory to `out`; returns the finished model.
 
@@ -191,6 +192,7 @@ def train_folder(
 
     Args:
         track: `tensorboard`, `trackio` or `wandb`, told of figures and pictures beside the log.
+        allow_data_change: continue a training that began with other pictures, too.
 
     Raises:
         Stopped: interrupted; a rerun continues.
@@ -205,18 +207,21 @@ def train_folder(
         if plan.source:
             pictures, sources = read_sources(plan.source, pictures, work, max_bad=max_bad, progress=progress)
     other = Tokenizer.from_pretrained(plan.source_tokenizer) if plan.source_tokenizer else None
-    learnt = pictures if sources is None or other else both(pictures, sources)
-    tokenizer = tokenizer_stage(learnt, plan, work / "tokenizer", track=track, device=device, dtype=dtype)
-    with ranks.first_goes_ahead():
-        cache = encode_stage(tokenizer, pictures, plan, work / "codes", progress=progress)
-        if sources is not None:
-            source = encode_stage(
+    tokenizer = tokenizer_stage(
+        pictures if sources is None or other else both(pictures, sources), plan, work / "tokenizer",
+        track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
+    )  # fmt: skip
+    cache = encode_stage(tokenizer, pictures, plan, work / "codes", progress=progress)
+    if sources is not None:
+        cache = cache.drawn_from(
+            encode_stage(
                 other or tokenizer, sources, plan, work / "codes.source", kind=kind_of(plan.source), progress=progress
             )
-            cache = cache.drawn_from(source)
+        )
     pipeline = generator_stage(
-        cache, tokenizer, plan, work, source_tokenizer=other, track=track, device=device, dtype=dtype, shard=shard
-    )
+        cache, tokenizer, plan, work, source_tokenizer=other,
+        track=track, device=device, dtype=dtype, shard=shard, allow_data_change=allow_data_change,
+    )  # fmt: skip
     if not ranks.is_first():
         return pipeline
 
@@ -247,6 +252,7 @@ def tokenizer_stage(
     track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    allow_data_change: bool = False,
 ) -> Tokenizer:
     """Train the tokenizer, or read the one that is already finished in `directory`/model."""
     finished = _finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
@@ -254,7 +260,7 @@ def tokenizer_stage(
         return Tokenizer.from_pretrained(finished).to(pick_device(device))
     tokenizer, run = train_tokenizer(
         pictures, plan.tokenizer, plan.tokenizer_training, plan.tokenizer_budget, directory,
-        track=track, device=device, dtype=dtype,
+        track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
     )  # fmt: skip
     _require_finished(run)
     if ranks.is_first():
@@ -267,16 +273,18 @@ def encode_stage(
     tokenizer: Tokenizer, pictures: Pictures, plan: Plan, directory: Path, *, kind: str = "", progress=None
 ) -> CodeCache:
     """Encode the pictures, or read the codes that are already in `directory`."""
+    ranks.as_first_has(tokenizer)
     weights = sum(p.detach().double().abs().sum().item() for p in tokenizer.parameters())
     key = (plan.versions, plan.flip, pictures.fingerprint, round(weights, 6))
     state = directory.with_name(f"{directory.name}-state")
-    if _finished(state, key):
+    if ranks.of_first(_finished(state, key) is not None):
         return read_codes(directory)
     cache = encode_pictures(
         tokenizer, pictures, directory, versions=plan.versions, flip=plan.flip, kind=kind, progress=progress
     )
-    state.mkdir(exist_ok=True)
-    _mark_finished(state, key)
+    if ranks.is_first():
+        state.mkdir(exist_ok=True)
+        _mark_finished(state, key)
     return cache
 
 
@@ -291,6 +299,7 @@ def generator_stage(
     device: str = "auto",
     dtype: str = "auto",
     shard: bool = False,
+    allow_data_change: bool = False,
 ) -> Pipeline:
     """Train generator and critic on cached codes; continues what `work` holds."""
     size = dataclasses.asdict(plan.generator)
@@ -316,13 +325,14 @@ def generator_stage(
         device=device,
         dtype=dtype,
         shard=shard,
+        allow_data_change=allow_data_change,
     )
     _require_finished(run)
     if critic_depth and not plan.generator_training.self_token_critic:
         critic_config = dataclasses.replace(config, depth=critic_depth)
         _, run = train_critic(
             cache, generator, critic_config, plan.generator_training, plan.critic_budget, work / "critic",
-            track=track, device=device, dtype=dtype,
+            track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
         )  # fmt: skip
         _require_finished(run)
     return Pipeline(

@@ -82,6 +82,7 @@ def train_generator(
     device: str = "auto",
     dtype: str = "auto",
     shard: bool = False,
+    allow_data_change: bool = False,
 ) -> tuple[MaskGit, Run]:
     """Train on the grids that are not held out; continues what `directory` holds.
 
@@ -91,6 +92,7 @@ def train_generator(
             averaged weights instead of the last; 0 trains to the end of the budget.
         shard: split weights and optimizer over the processes of `torchrun`, for models that do not fit into one's
             memory; else each has them all.
+        allow_data_change: continue with other grids than before, too.
 
     Raises:
         ValueError: there is patience, but nothing is held out.
@@ -110,13 +112,13 @@ def train_generator(
     optimizers = _optimizers(model, config, training, muon=training.muon and not shard)
     ema = Ema(model, training.ema_decay)
 
-    run = _run(directory, budget, "generator", config, training, cache, track)
+    run = _run(directory, budget, "generator", config, training, cache, track, allow_data_change)
     run.restore(model=model, ema=ema, **optimizers)
     shown = int(10 * budget.progress(run.step, run.seconds))
     best = Best(run, patience) if patience else None
     if budget.long:
         compile_blocks(model.net, where)
-    update = _update(run, model, optimizers, called, training)
+    update = _update(run, model, optimizers, called, training, exchanges=shard)
     batches = Batches(train, training, where)
 
     model.train()
@@ -181,8 +183,10 @@ def train_critic(
     track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    allow_data_change: bool = False,
 ) -> tuple[TokenCritic, Run]:
-    """Train a critic to find the codes that the finished `generator` got wrong; continues what `directory` holds.
+    """Train a critic to find the codes that the finished `generator` got wrong; continues what `directory` holds, also
+    with other grids if `allow_data_change`.
 
     The generator is left as it is, but for its critic, which is the returned one.
     """
@@ -200,7 +204,7 @@ def train_critic(
     optimizers = _optimizers(critic, config, training, muon=training.muon)
     ema = Ema(critic, training.ema_decay)
 
-    run = _run(directory, budget, "critic", config, training, cache, track)
+    run = _run(directory, budget, "critic", config, training, cache, track, allow_data_change)
     run.restore(model=critic, ema=ema, **optimizers)
     if budget.long:
         compile_blocks(model, where)
@@ -398,12 +402,15 @@ def _update(
     optimizers: dict[str, torch.optim.Optimizer],
     called: nn.Module,
     training: GeneratorTraining,
+    *,
+    exchanges: bool = False,
 ) -> Update:
     return Update(
         run,
         module,
         optimizers,
         called=called if ranks.several() else None,
+        exchanges=exchanges,
         accumulation=training.accumulation,
     )
 
@@ -416,6 +423,7 @@ def _run(
     training: GeneratorTraining,
     cache: CodeCache,
     track: str | None,
+    allow_data_change: bool,
 ) -> Run:
     return Run(
         directory,
@@ -429,6 +437,7 @@ def _run(
         defaults={"training": identity_of(GeneratorTraining())},
         batch_size=training.batch_size,
         track=track,
+        allow_data_change=allow_data_change,
     )
 
 

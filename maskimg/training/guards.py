@@ -76,27 +76,40 @@ def memory_ran_out(error: BaseException) -> bool:
 
 
 def more_parts(size: int, accumulation: int, describe: str) -> tuple[int, str]:
-    """Twice as many parts a step, and a sentence about it.
+    """Twice as many parts a step, in every process, and a sentence about it.
 
     Raises:
-        TrainingError: a part cannot be smaller, or several processes would have to agree on it.
+        TrainingError: a part cannot be smaller.
     """
-    now = -(-size // (ranks.world() * accumulation))
-    if now == 1:
+    world = ranks.world()
+    now = -(-size // (world * accumulation))
+    more = min(size // world, 2 * accumulation)
+    if more == accumulation:
+        each = "one sample" if now == 1 else f"{now} samples"
         raise TrainingError(
-            f"the {describe} does not fit into memory even with one sample at a time: use a smaller network"
-        )
-    half = (now + 1) // 2
-    if ranks.several():
-        raise TrainingError(
-            f"{now} samples at a time do not fit into a process's memory: set accumulation to {2 * accumulation}, "
-            f"which leaves the batch at {size}, or try batch_size {half * ranks.world() * accumulation}"
+            f"the {describe} does not fit into memory even with {each} at a time: use a smaller network"
         )
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    more = min(size, 2 * accumulation)
+    half = -(-size // (world * more))
+    where = "a process's memory" if ranks.several() else "memory"
     return more, (
-        f"{now} samples at a time do not fit into memory: going on with {half} at a time in {more} parts a step, which "
-        f"leaves the batch at {size}; a batch_size of {half * accumulation}, or accumulation {more}, would have fitted"
+        f"{now} samples at a time do not fit into {where}: going on with {half} at a time in {more} parts a step, "
+        f"which leaves the batch at {size}; a batch_size of {half * world * accumulation}, or accumulation {more}, "
+        "would have fitted"
+    )
+
+
+def too_large(size: int, accumulation: int, describe: str) -> TrainingError:
+    """What to say where processes are in the midst of an exchange, so that they cannot try again.
+
+    Raises:
+        TrainingError: a part cannot be smaller.
+    """
+    more, _ = more_parts(size, accumulation, describe)
+    now, half = (-(-size // (ranks.world() * parts)) for parts in (accumulation, more))
+    return TrainingError(
+        f"{now} samples at a time do not fit into a process's memory: set accumulation to {more}, which leaves the "
+        f"batch at {size}, or try batch_size {half * ranks.world() * accumulation}"
     )

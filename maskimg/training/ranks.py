@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,6 +88,25 @@ def of_first(value: Any) -> Any:
     if several():
         dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def shared_out(work: Callable[[int], Any], count: int) -> Iterator[Any]:
+    """`work` of 0, 1, ... count - 1, each done by one process, several at a time; only the first gets the results."""
+    for start in range(0, count, world()):
+        mine = start + rank()
+        done = work(mine) if mine < count else None
+        if not several():
+            yield done
+            continue
+        gathered = [None] * world()
+        dist.gather_object(done, gathered if is_first() else None)
+        if is_first():
+            yield from gathered[: count - start]
+
+
+def wait_for_all() -> None:
+    if several():
+        dist.barrier()
 
 
 def as_first_has(module: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,10 +57,12 @@ class Run:
     several processes each has a Run; the first alone writes and logs, and all stop at the same step.
 
     Args:
-        identity: what must not change between a stop and its continuation, as JSON.
+        identity: what must not change between a stop and its continuation, as JSON; `data` in it may, where that is
+            allowed.
         defaults: the values of what older checkpoints' identities do not name, because it did not exist yet.
         batch_size: samples a step, to tell how many the run has seen.
         track: a tracker (see `trackers`) that is told what is logged, too.
+        allow_data_change: go on with other data than before, and say so.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class Run:
         defaults: dict[str, Any] | None = None,
         batch_size: int = 1,
         track: str | None = None,
+        allow_data_change: bool = False,
     ):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
         self.budget, self.describe, self.batch_size = budget, describe, batch_size
+        self.allow_data_change = allow_data_change
         self.identity = json.loads(json.dumps(identity))
         self.defaults = json.loads(json.dumps(defaults or {}))
         self.step, self.seconds = 0, 0.0
@@ -257,18 +261,27 @@ class Run:
 
     def _load(self, directory: Path) -> None:
         about = read_state(directory)
-        changed = _difference(_completed(about["identity"], self.defaults, self.identity), self.identity)
-        if changed:
-            name, before, now = changed
+        changed = _differences(_completed(about["identity"], self.defaults, self.identity), self.identity)
+        others = [change for change in changed if change.name.split(".")[0] != "data"]
+        if others:
             raise files.ModelError(
-                f"`{self.directory}` holds a {self.describe} run with {name} {_short(before)}, now {_short(now)}: "
-                "use the same settings and pictures to continue it, or another --out to start anew"
+                f"`{self.directory}` holds a {self.describe} run with {others[0]}: use the same settings to continue "
+                "it, or another --out to start anew"
+            )
+        new_data = ", ".join(map(str, changed))
+        if new_data and not self.allow_data_change:
+            raise files.ModelError(
+                f"`{self.directory}` holds a {self.describe} run of other pictures, with {new_data}: use the same ones "
+                "to continue it, --allow-data-change to go on with these, or another --out to start anew"
             )
         for name, part in self._state.items():
             fill(part, directory / f"{name}.safetensors")
         self.step, self.seconds = about["step"], about["seconds"]
         self.nonfinite.skipped = about["skipped"]
-        self._saved = self.step
+        if new_data:
+            self.warn(f"going on with other pictures, as was asked: {new_data}")
+        else:
+            self._saved = self.step
 
     def _alone(self):
         return only_trainer(self.directory, active=ranks.is_first())
@@ -318,15 +331,23 @@ def _completed(before: Any, defaults: Any, now: Any) -> Any:
     return {name: _completed(before.get(name, given.get(name)), given.get(name), now.get(name)) for name in names}
 
 
-def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two JSON values differ: its dotted name and both sides."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            found = _difference(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-            if found:
-                return found
-        return None
-    return None if before == now else (name, before, now)
+class _Change(NamedTuple):
+    """A place in an identity, dotted, and what stands there."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} {_short(self.before)}, now {_short(self.now)}"
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[_Change]:
+    """All places where two JSON values differ; counts before fingerprints, which tell a person nothing."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [_Change(name, before, now)]
+    keys = sorted(before.keys() | now.keys(), key=lambda key: (key == "fingerprint", key))
+    return [each for key in keys for each in _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))]
 
 
 def _short(value: Any) -> str:

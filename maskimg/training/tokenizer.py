@@ -112,8 +112,10 @@ def train_tokenizer(
     track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    allow_data_change: bool = False,
 ) -> tuple[Tokenizer, Run]:
-    """Train on the pictures that are not held out; continues what `directory` holds.
+    """Train on the pictures that are not held out; continues what `directory` holds, also with other pictures if
+    `allow_data_change`.
 
     Returns the tokenizer with averaged weights, in eval mode, and the run (`run.stopped` says whether it was
     interrupted). Writes log.jsonl, checkpoints, reconstructions.png (held-out pictures above, theirs below) and
@@ -144,6 +146,7 @@ def train_tokenizer(
         defaults={"training": identity_of(TokenizerTraining())},
         batch_size=training.batch_size,
         track=track,
+        allow_data_change=allow_data_change,
     )
     run.restore(
         model=model,
@@ -157,8 +160,14 @@ def train_tokenizer(
     )
     shown = int(10 * run.budget.progress(run.step, run.seconds))
     perceptual = ranks.as_first_has(_perceptual(pictures, training).to(where))
-    parallel = called if ranks.several() else None
-    update = Update(run, model, {"optimizer": optimizer}, called=parallel, accumulation=training.accumulation)
+    update = Update(
+        run,
+        model,
+        {"optimizer": optimizer},
+        called=called if ranks.several() else None,
+        exchanges=config.quantizer in ("vq", "lfq", "bsq"),  # their averages are of all processes' codes
+        accumulation=training.accumulation,
+    )
     update_opponent = Update(run, discriminator, {"opponent": opponent}, accumulation=training.accumulation, clip=None)
 
     model.train()
@@ -221,7 +230,9 @@ def train_tokenizer(
 
         for part in kept:
             usage.add(part.codes)
-        run.log(**figures, codes_used=usage.share, codes_entropy=usage.entropy)
+        if run.logs_now:
+            figures |= _use(usage)
+        run.log(**figures)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
             if progress >= 0.3:  # every training begins so
@@ -229,7 +240,7 @@ def train_tokenizer(
                 run.warn(monochrome_warning(kept[-1].reconstructions, kept[-1].images))
             if ranks.is_first():
                 averaged = _averaged(model, ema)
-                run.write_log(held_out_loss=held_out_loss(averaged, unseen))
+                run.write_log(held_out_loss=held_out_loss(averaged, unseen), **_use(usage))
                 if not training.adversarial_weight_at(
                     progress
                 ):  # an opponent may well raise the error and the gradients
@@ -239,7 +250,7 @@ def train_tokenizer(
 
     model = _averaged(model, ema)
     if ranks.is_first() and not run.interrupted:
-        run.write_log(held_out_loss=held_out_loss(model, unseen))
+        run.write_log(held_out_loss=held_out_loss(model, unseen), **_use(usage))
         _write_sheets(run, model, unseen, usage)
     run.close()
     return model, run
@@ -284,6 +295,10 @@ def write_reconstructions(model: Tokenizer, pixels: torch.Tensor, path: Path, co
     restored = model.decode(model.encode(images))
     pairs = [[to_pil(image), to_pil(back)] for image, back in zip(images, restored, strict=True)]
     paired_sheet(pairs, min(16, len(pairs))).save(path)
+
+
+def _use(usage: CodeUsage) -> dict[str, float]:
+    return {"codes_used": usage.share, "codes_entropy": usage.entropy}
 
 
 def _write_sheets(run: Run, model: Tokenizer, unseen: torch.Tensor, usage: CodeUsage) -> None:

@@ -17,6 +17,7 @@ from maskimg.training.order import parts
 from maskimg.training.run import Run
 
 CLIP = 1.0
+TRIAL = 100  # steps in which memory may still turn out too small: for all masks, and for the extra work of a log line
 
 
 class Update:
@@ -25,7 +26,10 @@ class Update:
     Args:
         module: whose gradients are clipped; the optimizers hold its parameters.
         called: what the losses call in its place, where that is another (`ranks.replicated`).
-        accumulation: parts that each process splits its share of a batch into; doubled when memory runs out.
+        exchanges: whether the processes exchange something in a forward pass of `called`, as sharded ones do; then they
+            cannot try a step again that did not fit into the memory of one.
+        accumulation: parts that each process splits its share of a batch into; doubled when memory runs out, by all
+            processes at the same step.
 
     Attributes:
         norm: of the last step's gradient, before it was clipped.
@@ -38,13 +42,15 @@ class Update:
         optimizers: dict[str, torch.optim.Optimizer],
         *,
         called: nn.Module | None = None,
+        exchanges: bool = False,
         accumulation: int = 1,
         clip: float | None = CLIP,
     ):
         self.run, self.module, self.optimizers, self.clip = run, module, optimizers, clip
-        self.called = called
+        self.called, self.exchanges = called, exchanges
         self.accumulation = accumulation
         self.norm = torch.zeros(())
+        self._steps = 0  # made with so many parts
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of all optimizers."""
@@ -81,23 +87,38 @@ class Update:
     def rate(self) -> float:
         return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
 
+    @property
+    def _on_trial(self) -> bool:
+        """Whether gradients are exchanged only when every process has its own, so that all can try again."""
+        return self.called is None or (self._steps < TRIAL and not self.exchanges)
+
     def _gradients(self, loss_of: Callable[[torch.Tensor], torch.Tensor], size: int) -> torch.Tensor:
-        while True:
-            failure = None
-            try:
-                return self._accumulated(loss_of, size)
-            except (RuntimeError, MemoryError) as error:
-                if not guards.memory_ran_out(error):
-                    raise
-                failure = str(error)
-            # Outside of `except`, which would hold on to all that the step had made.
-            if failure is not None:
-                self.accumulation, sentence = guards.more_parts(size, self.accumulation, self.run.describe)
-                self.run.warn(sentence)
-                self.run.seed_torch()
+        """Leave the whole batch's gradient in the parameters; returns its loss."""
+        loss = self._attempt(loss_of, size)
+        while self._on_trial and any(ranks.highest(loss is None)):
+            self.accumulation, sentence = guards.more_parts(size, self.accumulation, self.run.describe)
+            self._steps = 0
+            self.run.warn(sentence)
+            self.run.seed_torch()
+            loss = self._attempt(loss_of, size)
+        if loss is None:
+            raise guards.too_large(size, self.accumulation, self.run.describe)
+        if self._on_trial:
+            ranks.add_gradients(self.module)
+        self._steps += 1
+        return ranks.total(loss)
+
+    def _attempt(self, loss_of: Callable[[torch.Tensor], torch.Tensor], size: int) -> torch.Tensor | None:
+        """`_accumulated`, or None where this process's memory was too small."""
+        try:
+            return self._accumulated(loss_of, size)
+        except (RuntimeError, MemoryError) as error:
+            if not guards.memory_ran_out(error):
+                raise
+        return None  # outside of `except`, which would hold on to all that the step had made
 
     def _accumulated(self, loss_of: Callable[[torch.Tensor], torch.Tensor], size: int) -> torch.Tensor:
-        """Leave the whole batch's gradient in the parameters; returns its loss."""
+        """The gradient of this process's share of a batch, in parts; returns the share's loss."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -106,15 +127,13 @@ class Update:
             with self._exchange(last=part is mine[-1]):
                 loss = loss_of(part)
                 # Means over the processes are sums of what each has.
-                (loss * ranks.world() if self.called is not None else loss).backward()
+                (loss if self._on_trial else loss * ranks.world()).backward()
             losses.append(loss.detach())
-        if self.called is None:
-            ranks.add_gradients(self.module)
-        return ranks.total(torch.stack(losses).sum() if len(losses) > 1 else losses[0])
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def _exchange(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients are exchanged once a step, with the last part's."""
-        if isinstance(self.called, DistributedDataParallel) and not last:
+        """Gradients are exchanged while those of the last part are computed; on trial, not yet."""
+        if isinstance(self.called, DistributedDataParallel) and (self._on_trial or not last):
             return self.called.no_sync()
         return contextlib.nullcontext()
 
