@@ -518,7 +518,7 @@ class MaskGit(nn.Module):
             weights = (torch.where(masked, 1.0, self.visible_weight) * free).flatten()
             return (losses * weights).sum() / weights.sum()
         # The head is run at masked positions only.
-        losses = self.net.cross_entropy(features[masked], codes[masked], self.label_smoothing)
+        losses = self._cross_entropy(features[masked], codes[masked])
         self._tell(features, losses, codes, masked)
         if self.loss_weight == "elbo":
             n = int(free.sum())
@@ -529,6 +529,13 @@ class MaskGit(nn.Module):
             weights = self.loss_weight(r).to(losses)[:, None, None].expand(codes.shape)
             losses = losses * weights[masked]
         return losses.mean()
+
+    def _cross_entropy(self, features: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Features (m, d) and the right codes (m,) -> (m,) nats."""
+        more = _missing_rows(len(codes))
+        return self.net.cross_entropy(F.pad(features, (0, 0, 0, more)), F.pad(codes, (0, more)), self.label_smoothing)[
+            : len(codes)
+        ]
 
     def _tell(self, features: torch.Tensor, losses: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor) -> None:
         if self.observer is not None:
@@ -581,10 +588,12 @@ class MaskGit(nn.Module):
     ) -> torch.Tensor:
         """Features (b, h, w, d) -> codes (m,) of the masked tokens at `temperature`; 0 takes the most probable."""
         features = features[masked]
+        m, more = len(features), _missing_rows(len(features))
         if isinstance(generator, Chance):
             u = generator.rand("draw", *masked.shape[1:])[masked.cpu()].to(features.device)
         else:
-            u = torch.rand(len(features), generator=generator).to(features.device)
+            u = torch.rand(m, generator=generator).to(features.device)
+        features, u = F.pad(features, (0, 0, 0, more)), F.pad(u, (0, more), value=0.5)
         parts = features.split(max(1, 2**26 // self.mask_id))  # a large codebook's logits of a batch are gigabytes
         drawn = []
         for part, chance in zip(parts, u.split(len(parts[0])), strict=True):
@@ -593,4 +602,10 @@ class MaskGit(nn.Module):
                 drawn.append(logits.argmax(-1))
             else:
                 drawn.append(draw_codes((logits / temperature).softmax(-1), chance))
-        return torch.cat(drawn)
+        return torch.cat(drawn)[:m]
+
+
+def _missing_rows(m: int) -> int:
+    """How many rows of padding make m a multiple of 512: with another shape at every step a CPU's libraries keep tens
+    of megabytes a step, up to 17 GB (torch 2.15). Few rows do no harm."""
+    return -m % 512 if m > 512 else 0
