@@ -1,6 +1,7 @@
 """The `maskimg` command. Torch and gradio are imported by the commands that need them, so `--help` costs nothing."""
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -27,7 +28,8 @@ COMMANDS = {
 }
 
 
-TRAININGS = ("train", "train-tokenizer", "train-generator")  # that torchrun may start several times
+SHARED = ("train", "train-tokenizer", "train-generator", "sample")  # that torchrun may start several times
+DISK_FULL = 4  # the exit code; what was finished is there, and the same command goes on
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,14 +62,16 @@ def main(arguments: list[str] | None = None) -> int:
             if os.environ.get("RANK", "0") == "0":
                 print(f"maskimg: {error}")
             return 0
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fail("the disk is full: free some space, and give the same command again to go on", DISK_FULL)
         if not _is_kind(error):
             raise
         fail(str(error))
 
 
 def _together(name: str) -> contextlib.AbstractContextManager[None]:
-    """Of a training command that torchrun started several times, one training."""
-    if name not in TRAININGS or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Of a command that torchrun started several times, one piece of work."""
+    if name not in SHARED or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return contextlib.nullcontext()
     from maskimg.training.ranks import joined
 

@@ -26,10 +26,10 @@ class Parser(ArgumentParser):
         fail(f"{' '.join(message.split())} (see `{self.prog} --help`)")
 
 
-def fail(message: str) -> NoReturn:
-    """Print one line and exit with code 2."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Print one line and exit."""
     print(f"maskimg: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def add_model(parser: Parser) -> None:
@@ -42,8 +42,13 @@ def add_machine(parser: Parser) -> None:
 
 
 def add_drawing(parser: Parser) -> None:
-    """What a person may set about one drawing; what is not given comes from the preset, or the model's recipe."""
+    """What a person may set about one drawing."""
     parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")
+    add_sampler(parser)
+
+
+def add_sampler(parser: Parser) -> None:
+    """How it is drawn; what is not given comes from the preset, or the model's recipe."""
     parser.add_argument("--preset", type=str, help="fast, balanced or best, as the model has them")
     parser.add_argument("--steps", type=int, help="forward passes")
     parser.add_argument("--counts", type=str, help="tokens revealed by each step, as 2,6,14,42; instead of --steps")
@@ -115,6 +120,14 @@ def png_path(text: str, option: str = "--out") -> Path:
     path = Path(text)
     if path.suffix.lower() != ".png":
         raise Refused(f"{option} must end in .png, got `{text}`")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def file_path(text: str, option: str) -> Path:
+    path = Path(text)
+    if path.is_dir():
+        raise Refused(f"{option} must name a file, and `{text}` is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
