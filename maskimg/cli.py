@@ -21,6 +21,8 @@ COMMANDS = {
     "inpaint": ("drawing", "redraw the painted part of a picture"),
     "reconstruct": ("drawing", "a picture through the tokenizer and back"),
     "eval-tokenizer": ("measuring", "how well a tokenizer keeps a folder of pictures"),
+    "eval": ("measuring", "how good a model's samples are, beside real pictures"),
+    "tune": ("measuring", "the best sampler of a model for so many forward passes"),
     "convert": ("models", "another project's tokenizer, or its generator with its tokenizer -> maskimg's"),
     "check-data": ("measuring", "what a source of pictures holds, and which files cannot be read"),
     "doubts": ("drawing", "where a model's critic doubts a picture, as a heat-map"),

@@ -136,15 +136,16 @@ def tune(parser: Parser, arguments: list[str]) -> None:
 
     from maskimg import quality
     from maskimg import tune as tuning
-    from maskimg.card import amend
+    from maskimg.card import amend, weights_in
     from maskimg.evaluate import kept_judge
+    from maskimg.pipeline import locate_model
 
     pipeline = load_pipeline(given)
     _check_generator(given)
     budgets, out = _budgets(given.budgets), Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     pictures = _pictures_of_model(given, pipeline, out / "pictures")
-    about = {"model": pipeline.about.get("manifest_sha256"), "pictures": pictures.fingerprint}
+    about = {"model": weights_in(locate_model(given.model)), "pictures": pictures.fingerprint}
     tuning.require_same(out, about | {"classifier": given.classifier_steps})
     reference = quality.refer(pictures, kept_judge(out / "judge", pictures, given.classifier_steps, progress=tqdm))
     bench = tuning.Bench(pipeline, reference, out / "log.jsonl", progress=tqdm)
