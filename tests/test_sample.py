@@ -125,6 +125,9 @@ def test_every_flipped_byte_is_found_and_the_picture_drawn_again(pipeline, tmp_p
     for place in range(8, len(good)):
         path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
         assert not is_whole(path), place
+    for rest in [good[:place] for place in range(8, len(good))] + [good + b"more"]:
+        path.write_bytes(rest)
+        assert not is_whole(path), len(rest)
     for place in (0, 20, len(good) // 2, len(good) - 30, len(good) - 5, len(good) - 1):
         path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
         assert sample_folder(pipeline, tmp_path, [None] * 3) == 1
