@@ -12,7 +12,7 @@ Quality is the Fréchet distance in our own classifier's features: good for comp
 import dataclasses
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,15 @@ class Bench:
     def measure(self, sampler: Sampler, count: int, seed: int = 0) -> Trial:
         key = self._key(sampler, count, seed)
         if key not in self.trials:
-            drawn = draw_samples(
-                self.pipeline, self.reference.training, count, sampler=sampler, seed=seed, progress=self.progress
-            )
+            drawn = draw_samples(self.pipeline, self.reference.training, count, sampler=sampler, seed=seed)
             figures = {**own_figures(drawn, self.reference), "seconds_per_picture": drawn.seconds / count}
             self.trials[key] = Trial(sampler, count, seed, self.passes(sampler), figures)
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**vars(self.trials[key]), "sampler": sampler.numbers()}) + "\n")
         return self.trials[key]
+
+    def bar(self, samplers: list[Sampler], words: str) -> Iterable[Sampler]:
+        return self.progress(samplers, desc=words, unit="sampler") if self.progress else samplers
 
     def passes(self, sampler: Sampler) -> float:
         """Forward passes a picture; a self critic is the whole generator once more."""
@@ -259,9 +260,11 @@ def _tuned(bench: Bench, preset: str, budget: float, candidates: int, count: int
 
     left = list(pool)
     for share in SHARES:
-        ranked = sorted(left, key=lambda sampler: bench.measure(sampler, count // share).distance)
-        left = ranked[: -(-len(ranked) // KEPT)]
-    fresh = [bench.measure(sampler, count, FRESH) for sampler in dict.fromkeys([left[0], *incumbents])]
+        words = f"{preset}, {count // share} pictures each"
+        distances = {sampler: bench.measure(sampler, count // share).distance for sampler in bench.bar(left, words)}
+        left = sorted(left, key=distances.__getitem__)[: -(-len(left) // KEPT)]
+    finalists = list(dict.fromkeys([left[0], *incumbents]))
+    fresh = [bench.measure(sampler, count, FRESH) for sampler in bench.bar(finalists, f"{preset}, fresh seeds")]
     best_of_own = min(fresh[1:] or fresh, key=lambda trial: trial.distance)
     return Tuned(preset, budget, min((fresh[0], best_of_own), key=lambda trial: trial.distance), best_of_own)
 

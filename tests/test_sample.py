@@ -59,7 +59,8 @@ def test_seeds_go_round_at_the_end_of_their_range(pipeline, tmp_path):
 
 
 def test_nothing_half_written_is_left_or_counted(pipeline, tmp_path):
-    (tmp_path / ".000001.png.tmp").write_bytes(b"half")
+    for name in (".000001.png.tmp", ".000007.png.tmp", ".run.json.tmp"):
+        (tmp_path / name).write_bytes(b"half")
     assert sample_folder(pipeline, tmp_path, [None] * 2) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "000000.png", "000001.png", "run.json"]
     assert sample_folder(pipeline, tmp_path, [None] * 2) == 0

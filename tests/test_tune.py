@@ -41,7 +41,9 @@ class KnownBench:
 
     def __post_init__(self):
         self.trials = {}
-        self.own = {tuple(each.numbers()) for each in self.pipeline.presets.values()}
+
+    def bar(self, samplers, words):
+        return samplers
 
     def passes(self, sampler):
         return passes(sampler, 1.0)
