@@ -149,6 +149,10 @@ def test_without_a_classifier_or_held_out_pictures_the_report_says_so(pipeline, 
     with pytest.raises(ValueError, match="compared with a classifier of our own, which was left out"):
         own_figures(samples, refer(pictures, NotMeasured("was left out")))
 
+    plain = dataclasses.replace(pictures, fields={}, labels=torch.zeros(90, 0, dtype=torch.int64))
+    bare, _ = measure_samples(pipeline, draw_samples(pipeline, plain, 6), refer(plain, judge_for(plain, 3)))
+    assert "needs a folder with labels" in describe(bare)
+
     everything = dataclasses.replace(pictures, held_out=torch.zeros(90, dtype=torch.bool))
     report, _ = measure_samples(pipeline, samples, refer(everything, judge))
     assert report.floor is None and report.alike is not None
