@@ -23,7 +23,7 @@ from maskimg.metrics import frechet_distance
 from maskimg.noise import SEEDS
 from maskimg.outside import NotMeasured
 from maskimg.pipeline import Pipeline
-from maskimg.quality import Reference, draw_samples, own_figures
+from maskimg.quality import Reference, draw_samples, own_figures, scattered
 from maskimg.sampler import PATHS, Sampler, describe
 from vqgan import files
 
@@ -103,7 +103,7 @@ class Bench:
 
 
 def tune(
-    bench: Bench, *, budgets: Sequence[float] = BUDGETS, candidates: int = 18, count: int = 512, seed: int = 0
+    bench: Bench, *, budgets: Sequence[float] = BUDGETS, candidates: int = 18, count: int = 400, seed: int = 0
 ) -> list[Tuned]:
     """The best sampler found for each of three budgets of forward passes a picture.
 
@@ -120,10 +120,12 @@ def tune(
         raise ValueError(f"candidates must be 1 or more and count {SHARES[0]} or more, got {candidates} and {count}")
     if isinstance(bench.reference.judge, NotMeasured):
         raise ValueError(f"tuning needs a classifier of our own, which {bench.reference.judge.reason}")
-    return [
-        _tuned(bench, preset, budget, candidates, count, random.Random(f"{seed} {budget}"))
-        for preset, budget in zip(PRESETS, budgets, strict=True)
-    ]
+    found: list[Tuned] = []
+    for preset, budget in zip(PRESETS, budgets, strict=True):
+        chance = random.Random(f"{seed} {budget}")
+        cheaper = [each.chosen.sampler for each in found]  # so that more passes are never worse
+        found.append(_tuned(bench, preset, budget, cheaper, candidates, count, chance))
+    return found
 
 
 def read_trials(log: Path) -> list[Trial]:
@@ -203,7 +205,7 @@ def pareto_plot(trials: Sequence[Trial], tuned: Sequence[Tuned], floor: float | 
     chosen = [each.chosen for each in tuned]
     panels = []
     for name, title, better, percent in (
-        ("own_frechet_distance", "Fréchet distance (our classifier, no FID)", min, False),
+        ("own_frechet_distance", "distance to real pictures (our classifier, no FID)", min, False),
         ("own_accuracy", "class accuracy (our classifier)", max, True),
     ):
         points = [(each.passes, each.figures[name]) for each in tried if name in each.figures]
@@ -217,16 +219,18 @@ def pareto_plot(trials: Sequence[Trial], tuned: Sequence[Tuned], floor: float | 
             _curve(ends, COLOURS[1], "presets, fresh seeds", joined=False),
         ]
         if name == "own_frechet_distance" and floor is not None:
-            curves.append(Curve([0, points[-1][0]], [floor, floor], FAINT, "held-out pictures"))
+            last = max(x for x, _ in [*points, *ends])
+            curves.append(Curve([0, last], [floor, floor], FAINT, "held-out pictures"))
         panels.append(Panel(title, curves, percent=percent))
     return draw_panels(panels, title=f"Quality against forward passes, {whole:,} pictures each")
 
 
-def floor_of(reference: Reference) -> float | None:
-    """The distance of all held-out pictures; None where there are none."""
-    if len(reference.unseen_features) < 2:
+def floor_of(reference: Reference, count: int) -> float | None:
+    """The distance of `count` held-out pictures; None where there are not so many: of fewer it is larger."""
+    unseen = reference.unseen_features
+    if len(unseen) < max(2, count):
         return None
-    return frechet_distance(reference.unseen_features, reference.training_features)
+    return frechet_distance(unseen[scattered(len(unseen))[:count]], reference.training_features)
 
 
 def require_same(directory: Path, about: Mapping[str, Any]) -> None:
@@ -245,13 +249,22 @@ def require_same(directory: Path, about: Mapping[str, Any]) -> None:
         files.write_json(path, dict(about))
 
 
-def _tuned(bench: Bench, preset: str, budget: float, candidates: int, count: int, chance: random.Random) -> Tuned:
+def _tuned(
+    bench: Bench,
+    preset: str,
+    budget: float,
+    cheaper: list[Sampler],
+    candidates: int,
+    count: int,
+    chance: random.Random,
+) -> Tuned:
     own = [bench.pipeline.recipe, *bench.pipeline.presets.values()]
     fits = [each if bench.passes(each) <= budget else fitted(each, budget, bench) for each in own]
     incumbents = list(dict.fromkeys(each for each in fits if each is not None))
-    pool = dict.fromkeys(incumbents)
+    pool = dict.fromkeys([*incumbents, *cheaper])
+    least = len(pool)
     for _ in range(20 * candidates):  # some are alike, and some do not fit
-        if len(pool) >= max(candidates, len(incumbents)):
+        if len(pool) >= max(candidates, least):
             break
         fit = fitted(random_sampler(bench.pipeline, chance), budget, bench)
         pool |= {fit: None} if fit else {}
@@ -263,10 +276,13 @@ def _tuned(bench: Bench, preset: str, budget: float, candidates: int, count: int
         words = f"{preset}, {count // share} pictures each"
         distances = {sampler: bench.measure(sampler, count // share).distance for sampler in bench.bar(left, words)}
         left = sorted(left, key=distances.__getitem__)[: -(-len(left) // KEPT)]
-    finalists = list(dict.fromkeys([left[0], *incumbents]))
-    fresh = [bench.measure(sampler, count, FRESH) for sampler in bench.bar(finalists, f"{preset}, fresh seeds")]
-    best_of_own = min(fresh[1:] or fresh, key=lambda trial: trial.distance)
-    return Tuned(preset, budget, min((fresh[0], best_of_own), key=lambda trial: trial.distance), best_of_own)
+    finalists = list(dict.fromkeys([left[0], *incumbents, *cheaper]))
+    fresh = {each: bench.measure(each, count, FRESH) for each in bench.bar(finalists, f"{preset}, fresh seeds")}
+    best, before = (
+        min((fresh[each] for each in several), key=lambda trial: trial.distance)
+        for several in (finalists, incumbents or finalists)
+    )
+    return Tuned(preset, budget, best, before)
 
 
 def _curve(points: Sequence[tuple[float, float]], colour: str, label: str, *, joined: bool = True) -> Curve:

@@ -132,6 +132,25 @@ def test_presets_as_dear_as_the_budget_are_tried_as_they_are():
     assert own["best"] in {each.sampler for each in bench.trials.values()}
 
 
+def test_a_dearer_preset_is_never_worse_than_a_cheaper_one(pipeline, reference):
+    """Even where more steps only do harm."""
+
+    class Tiring(KnownBench):
+        def measure(self, sampler, count, seed=0):
+            trial = Trial(sampler, count, seed, self.passes(sampler), {"own_frechet_distance": float(sampler.steps)})
+            return self.trials.setdefault((sampler, count, seed), trial)
+
+    found = tune(Tiring(pipeline, reference), budgets=(2, 8, 16), candidates=4, count=8)
+    assert len({each.chosen.sampler for each in found}) == 1
+    assert found[2].before.distance > found[2].chosen.distance
+
+
+def test_the_floor_is_of_as_many_held_out_pictures_as_there_are_samples(reference):
+    few, all_of_them = tuning.floor_of(reference, 5), tuning.floor_of(reference, 10)
+    assert few is not None and all_of_them is not None and few != all_of_them
+    assert tuning.floor_of(reference, 11) is None
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

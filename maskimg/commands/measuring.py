@@ -127,7 +127,7 @@ def tune(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="directory for what was tried; run again to go on there")
     parser.add_argument("--budgets", type=str, default="8,18,36", help="forward passes of fast, balanced and best")
     parser.add_argument("--candidates", type=int, default=18, help="samplers that are tried for each of them")
-    parser.add_argument("--count", type=int, default=512, help="pictures of a whole measurement")
+    parser.add_argument("--count", type=int, default=400, help="pictures of a whole measurement")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--write", action="store_true", help="put the presets into the model, its recipe and its card")
     add_machine(parser)
@@ -151,7 +151,7 @@ def tune(parser: Parser, arguments: list[str]) -> None:
     bench = tuning.Bench(pipeline, reference, out / "log.jsonl", progress=tqdm)
     found = tuning.tune(bench, budgets=budgets, candidates=given.candidates, count=given.count, seed=given.seed)
     text = "\n".join(tuning.table(found))
-    plot = tuning.pareto_plot(list(bench.trials.values()), found, tuning.floor_of(reference))
+    plot = tuning.pareto_plot(list(bench.trials.values()), found, tuning.floor_of(reference, given.count))
     plot.save(out / "pareto.png", format="PNG")
     print(text)
     if given.write:
