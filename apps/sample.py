@@ -1,57 +1,165 @@
-"""Batch sampling: seeds -> PNGs, each with its recipe inside. Stopped and started again, it draws what is missing."""
+"""Batch sampling: labels and seeds -> PNGs, each with its recipe inside. Started again, it draws what is missing.
 
+Picture i has the seed `seed + i` and the name of that seed. Several processes, as torchrun starts them, share the
+pictures out: process r of W draws r, r + W, ... and none needs to hear of the others until the end.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from maskimg.conditions import LabelFields
+from maskimg.drawing import draw_each
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline
-from maskimg.prompt import Asked
-from maskimg.recipe import read_recipe
+from maskimg.prompt import Asked, Prompt, PromptReader, as_prompt
+from maskimg.recipe import is_whole, read_recipe
 from maskimg.sampler import Sampler
+from maskimg.sources import DataError
+from maskimg.training import ranks
+from maskimg_apps.claims import claimed, note, note_complete
 from vqgan import ImageError
+
+NOTHING = Prompt()
 
 
 def sample_folder(
     pipeline: Pipeline,
     folder: str | Path,
+    labels: Sequence[Asked],
     *,
-    count: int,
     seed: int = 0,
-    label: Asked = None,
     sampler: Sampler | str | None = None,
     best_of: int = 1,
     batch_size: int = 16,
 ) -> int:
-    """Draw `count` pictures with seeds seed, seed + 1, ... into FOLDER/SEED.png; returns how many were missing.
+    """Draw a picture of each label, with seeds seed, seed + 1, ..., as FOLDER/SEED.png -> how many were missing.
 
-    A picture that is already there with the same recipe is kept; one that is damaged is drawn again.
+    A picture that is already there with the same recipe is kept; one that is damaged is drawn again. `run.json` in
+    the folder says what its pictures have in common and, when all are there, one checksum of all.
 
     Raises:
-        ValueError: a number is out of range, or the folder holds pictures of another recipe.
+        ValueError: a number or label is wrong, another run is at work there, or the folder holds pictures of another
+            recipe.
     """
-    if count < 1 or batch_size < 1:
-        raise ValueError(f"count and batch size must be 1 or more, got {count} and {batch_size}")
+    if not labels or batch_size < 1:
+        raise ValueError(f"count and batch size must be 1 or more, got {len(labels)} and {batch_size}")
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed must be between 0 and {SEEDS - 1}, got {seed}")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`{folder}` is a file, not a folder")
-    pipeline.reader.condition(label)  # what the model does not know is refused before anything is written
+    # A wrong label is refused here, before anything is written.
+    recipe = functools.partial(pipeline.recipe_for, sampler=sampler, best_of=best_of)
+    common = _common([recipe(label, 0) for label in _distinct(labels)])
+    paths = picture_paths(folder, len(labels), seed)
 
-    seeds = [(seed + i) % SEEDS for i in range(count)]
-    wanted = {each: pipeline.recipe_for(label, each, sampler, best_of=best_of) for each in seeds}
-    todo = [each for each, recipe in wanted.items() if not _already_there(folder, each, recipe)]
-    with tqdm(total=len(todo), desc="sampling", unit="picture") as bar:
-        for start in range(0, len(todo), batch_size):
-            seeds = todo[start : start + batch_size]
-            pipeline.generate(label, seeds=seeds, sampler=sampler, best_of=best_of).save(folder)
-            bar.update(len(seeds))
-    return len(todo)
+    with claimed(folder, common):
+        mine = range(ranks.rank(), len(labels), ranks.world())
+        todo = [i for i in _bar(mine, "looking") if not _already_there(paths[i], recipe(labels[i], seed_of(i, seed)))]
+        batches = draw_each(
+            pipeline,
+            [labels[i] for i in todo],
+            [seed_of(i, seed) for i in todo],
+            sampler=sampler,
+            best_of=best_of,
+            batch_size=batch_size,
+        )
+        begun = list(itertools.islice(batches, 1))  # what cannot be drawn at all is refused before it is noted
+        if ranks.is_first():
+            note(folder, common)
+        words = f"sampling, process 1 of {ranks.world()}" if ranks.several() else "sampling"
+        with _bar(None, words, total=len(mine), initial=len(mine) - len(todo)) as bar:
+            for positions, result in itertools.chain(begun, batches):
+                result.save(folder)
+                bar.update(len(positions))
+        drawn = int(ranks.total(torch.tensor(len(todo))))  # which also waits for the others
+        if ranks.is_first():
+            note_complete(folder, paths)
+    return drawn
 
 
-def _already_there(folder: Path, seed: int, recipe: dict) -> bool:
-    path = folder / f"{seed:06d}.png"
+def seed_of(i: int, seed: int) -> int:
+    return (seed + i) % SEEDS
+
+
+def picture_paths(folder: Path, count: int, seed: int) -> list[Path]:
+    """Where `sample_folder` puts its pictures, in their order."""
+    return [folder / f"{seed_of(i, seed):06d}.png" for i in range(count)]
+
+
+def each_name(fields: LabelFields, asked: Prompt, count: int) -> Sequence[Asked]:
+    """Labels that ask for `count` pictures of each name of the first field, the names in turn; the rest as asked.
+
+    Raises:
+        ValueError: there are no names, or the label names one already.
+    """
+    if not fields.names:
+        raise ValueError("this model was trained without labels: give --count, not --per-class")
+    first = next(iter(fields.names))
+    others = {"": asked.label} if isinstance(asked.label, str) else dict(asked.label or {})
+    if others.get(first) or others.get(""):
+        raise ValueError(f"--per-class draws every {first}: leave that one label out")
+    each = [dataclasses.replace(asked, label={**others, first: name}) for name in fields.names[first]]
+    return each * count
+
+
+def read_table(path: str | Path, reader: PromptReader, asked: Prompt = NOTHING) -> list[Asked]:
+    """What a CSV asks for, a row each: its columns are label fields, `prompt`, `negative`; empty cells say nothing.
+
+    Args:
+        asked: holds for every row that does not say otherwise.
+
+    Raises:
+        DataError: it is no such table, or asks for what there is not; the message names the line.
+    """
+    first, label = next(iter(reader.labels.names), ""), asked.label
+    always = {first: label} if isinstance(label, str) else {k or first: v for k, v in dict(label or {}).items()}
+    rows: list[Asked] = []
+    try:
+        table = csv.DictReader(io.StringIO(Path(path).read_text("utf-8-sig"), newline=""), strict=True)
+    except UnicodeDecodeError as error:
+        raise DataError(f"`{path}` is no text in UTF-8") from error
+    try:
+        for row in table:
+            if None in row or None in row.values():
+                raise ValueError("it has another number of cells than the first line")
+            told = {name.strip(): cell.strip() for name, cell in row.items() if cell.strip()}
+            text, negative = told.pop("prompt", asked.text), told.pop("negative", asked.negative)
+            rows.append(dataclasses.replace(asked, label={**always, **told}, text=text, negative=negative))
+            reader.condition(rows[-1])
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"`{path}`, line {table.line_num}: {error}") from error
+    if not rows:
+        raise DataError(f"`{path}` holds no rows: give a line of column names, and below it a line for each picture")
+    return rows
+
+
+def _bar(items: Iterable[int] | None, words: str, **options) -> Any:
+    """A progress bar with rate and time left; of several processes the first has one."""
+    return tqdm(items, desc=words, unit="picture", disable=not ranks.is_first(), **options)
+
+
+def _distinct(labels: Sequence[Asked]) -> list[Asked]:
+    return list({repr(as_prompt(asked)): asked for asked in labels}.values())
+
+
+def _common(recipes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What every picture's recipe says, but for the seed; what differs is a sentence."""
+    keys = {key for recipe in recipes for key in recipe} - {"seed"}
+    several = {key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)}
+    return {key: "each picture's own" if key in several else recipes[0][key] for key in sorted(keys)}
+
+
+def _already_there(path: Path, recipe: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
@@ -60,4 +168,4 @@ def _already_there(folder: Path, seed: int, recipe: dict) -> bool:
         return False  # cut off by a full disk, say: draw it again
     if found != recipe:
         raise ValueError(f"`{path}` was drawn with another recipe: choose another folder")
-    return True
+    return is_whole(path)

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from maskimg.evaluate import Classifier, Judge, evaluate_tokenizer, train_judge
-from maskimg.hardware import pick_device, pick_dtype
+from maskimg.evaluate import Judge, evaluate_tokenizer, kept_judge
 from maskimg.metrics import frechet_distance, nearest
+from maskimg.outside import NotMeasured
 from maskimg.pictures import Pictures, list_pictures, read_pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler, describe
@@ -132,18 +132,10 @@ def read(folder: Path) -> Pictures:
 
 def judge_of(folder: Path, pictures: Pictures, steps: int = 2400) -> tuple[Judge, float]:
     """A classifier trained on the training part (kept in FOLDER-judge-STEPS), and its accuracy on the held-out part."""
-    train, unseen = pictures.part(held_out=False), pictures.part(held_out=True)
-    field, classes = list(pictures.fields).index("class"), len(pictures.fields["class"])
-    kept = folder.with_name(f"{folder.name}-judge-{steps}")
-    if kept.exists():
-        device = pick_device()
-        files.verify(kept)
-        classifier = files.read_weights(kept, Classifier(classes)).to(device).eval()
-        judge = Judge(classifier, device, pick_dtype("auto", device))
-    else:
-        judge = train_judge(train.pixels, train.labels[:, field], classes, steps, progress=tqdm)
-        with files.atomic_directory(kept) as directory:
-            files.write_module(directory, {"classes": classes, "steps": steps}, judge.classifier)
+    unseen, field = pictures.part(held_out=True), list(pictures.fields).index("class")
+    judge = kept_judge(folder.with_name(f"{folder.name}-judge-{steps}"), pictures, steps, progress=tqdm)
+    if isinstance(judge, NotMeasured):
+        raise SystemExit(f"the classifier {judge.reason}")
     return judge, judge.accuracy(unseen.pixels, unseen.labels[:, field])
 
 

@@ -18,6 +18,7 @@ from emoji_64 import RESULTS, judge_of, read, record, sampling_figures
 
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
+from maskimg.tune import passes
 
 NAME = "quality-per-forward"
 STEPS = (4, 6, 8, 12, 18, 32)
@@ -42,11 +43,6 @@ def samplers() -> dict[str, Sampler]:
     return rows
 
 
-def forwards(sampler: Sampler, critic_share: float) -> float:
-    """Generator passes a picture: the critic's at all steps but the last, by its share of the blocks."""
-    return sampler.forwards + (critic_share * (sampler.steps - 1) if sampler.order == "critic" else 0)
-
-
 def measure(folder: Path, model: str, wanted: dict[str, Sampler], count: int, first_seed: int) -> None:
     pictures, pipeline = read(folder), Pipeline.from_pretrained(model)
     judge, _ = judge_of(folder, pictures)
@@ -57,7 +53,7 @@ def measure(folder: Path, model: str, wanted: dict[str, Sampler], count: int, fi
             continue
         figures, _ = sampling_figures(pipeline, judge, pictures, sampler, count, first_seed=first_seed)
         changed = {key: value for key, value in asdict(sampler).items() if value != asdict(Sampler())[key]}
-        row = {"forwards": round(forwards(sampler, share), 2), "samples": count, **figures, "sampler": changed}
+        row = {"forwards": round(passes(sampler, share), 2), "samples": count, **figures, "sampler": changed}
         record(NAME, name, row)
 
 

@@ -31,6 +31,7 @@ class Curve:
         steps, values: its points, steps rising.
         label: what the legend says; nothing for an empty one.
         dots: mark each point, as of few evaluations.
+        joined: draw the line from point to point.
         band: lower and upper values around it, drawn as a pale ribbon.
     """
 
@@ -39,6 +40,7 @@ class Curve:
     colour: str
     label: str = ""
     dots: bool = False
+    joined: bool = True
     band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
@@ -185,7 +187,8 @@ def _draw_pale(area: "_Canvas", curve: Curve, at: Callable[[Sequence[float], Seq
 def _draw_curve(area: "_Canvas", curve: Curve, at: Callable[[Sequence[float], Sequence[float]], list[Point]]) -> None:
     values = _moving_mean(curve.values, len(curve.values) // 30) if _smoothed(curve) else curve.values
     points = at(curve.steps, values)
-    area.line(points, curve.colour, 1.8)
+    if curve.joined:
+        area.line(points, curve.colour, 1.8)
     if curve.dots or len(points) == 1:
         for point in points:
             area.dot(point, 2.9, curve.colour)

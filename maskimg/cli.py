@@ -23,6 +23,8 @@ COMMANDS = {
     "translate": ("drawing", "a picture into what the model learnt to make of such pictures"),
     "reconstruct": ("drawing", "a picture through the tokenizer and back"),
     "eval-tokenizer": ("measuring", "how well a tokenizer keeps a folder of pictures"),
+    "eval": ("measuring", "how good a model's samples are, beside real pictures"),
+    "tune": ("measuring", "the best sampler of a model for so many forward passes"),
     "convert": ("models", "another project's tokenizer, or its generator with its tokenizer -> maskimg's"),
     "check-data": ("measuring", "what a source of pictures holds, and which files cannot be read"),
     "doubts": ("drawing", "where a model's critic doubts a picture, as a heat-map"),
@@ -30,7 +32,7 @@ COMMANDS = {
 }
 
 
-TOGETHER = ("train", "train-tokenizer", "encode", "train-generator")  # what torchrun may start several times
+TOGETHER = ("train", "train-tokenizer", "encode", "train-generator", "sample")  # what torchrun may start several times
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from maskimg.metrics import code_usage, codebook_warning, frechet_distance, mono
 from maskimg.outside import LPIPS_SMALLEST, Compare, Features, NotMeasured
 from maskimg.pictures import Pictures, move
 from maskimg.training.run import learning_rate_scale, step_generator
-from vqgan import Tokenizer
+from vqgan import Tokenizer, files
 from vqgan.images import error_map, normalize, paired_sheet, to_pil, to_uint8
 from vqgan.network import ResBlock, norm
 
@@ -294,6 +295,31 @@ def judge_for(pictures: Pictures, steps: int, *, seed: int = 0, progress=None) -
     return train_judge(train.pixels[known], labels[known], classes, steps, seed=seed, progress=progress)
 
 
+def kept_judge(kept: Path, pictures: Pictures, steps: int, *, progress=None) -> Judge | NotMeasured:
+    """`judge_for`, trained once and kept in the directory `kept`.
+
+    Raises:
+        ModelError: what is kept there is damaged, or knows other classes.
+    """
+    field = judged_field(pictures)
+    if not kept.exists() or field is None:
+        judge = judge_for(pictures, steps, progress=progress)
+        if not isinstance(judge, NotMeasured):
+            with files.atomic_directory(kept) as directory:
+                about = {"classes": judge.classifier.head.out_features, "steps": steps}
+                files.write_module(directory, about, judge.classifier)
+        return judge
+    files.verify(kept)
+    device = pick_device()
+    classifier = files.read_weights(kept, Classifier(len(list(pictures.fields.values())[field])))
+    return Judge(classifier.to(device).eval(), device, pick_dtype("auto", device))
+
+
+def encode_all(tokenizer: Tokenizer, pixels: torch.Tensor, progress=None) -> torch.Tensor:
+    """uint8 pictures (n, 3, H, W) -> codes (n, h, w), batch by batch."""
+    return _timed(tokenizer.encode, pixels, tokenizer, progress, "encoding")[0]
+
+
 def judged_field(pictures: Pictures) -> int | None:
     """Which column of labels the judge knows: the field `class`, else the first; None without labels."""
     fields = list(pictures.fields)
@@ -364,7 +390,7 @@ def _judged(
 def _rfid(restored: torch.Tensor, pixels: torch.Tensor, inception: Features | NotMeasured) -> float | None:
     if isinstance(inception, NotMeasured):
         return None
-    left, right = (torch.cat([inception(part) for part in each.split(16)]) for each in (restored, pixels))
+    left, right = (torch.cat([inception(part)[0] for part in each.split(16)]) for each in (restored, pixels))
     return _distance(left, right)
 
 

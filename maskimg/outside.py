@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 LPIPS_SMALLEST = 16  # VGG16 halves the resolution four times
+LAYERS = ("2048", "logits_unbiased")  # as torch-fidelity calls them; its own score is of the latter
 OFFLINE = "and an internet connection once"
 
 Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # images (n, 3, H, W) in [-1, 1] twice -> (n,)
-Features = Callable[[torch.Tensor], torch.Tensor]  # uint8 images (n, 3, H, W) -> (n, 2048)
+Features = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # uint8 (n, 3, H, W) -> (n, 2048), (n, 1008)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +44,19 @@ def load_lpips(device: torch.device) -> Compare | NotMeasured:
 
 
 def load_inception(device: torch.device) -> Features | NotMeasured:
-    """Inception-v3's pooled features, between which a Fréchet distance is the FID."""
+    """Inception-v3's pooled features, between which a Fréchet distance is the FID, and its logits, for its score."""
 
     def build(module: Any) -> Any:
-        return module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], verbose=False)
+        return module.FeatureExtractorInceptionV3("inception-v3-compat", list(LAYERS), verbose=False)
 
     made = _make("torch_fidelity.feature_extractor_inceptionv3", build, device)
     if isinstance(made, NotMeasured):
         return made
 
     @torch.no_grad()
-    def features(pixels: torch.Tensor) -> torch.Tensor:
-        return made(pixels.to(device))[0].float().cpu()
+    def features(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled, logits = made(pixels.to(device))
+        return pooled.float().cpu(), logits.float().cpu()
 
     return features
 

@@ -242,7 +242,7 @@ class Pipeline:
         Raises:
             ImageError: a file cannot be read. ValueError: the model cannot translate, or as in `generate`.
         """
-        if PICTURE not in self.reader.sources:
+        if not self.source_kind:
             raise ValueError("this model was trained without source pictures, so it cannot translate one")
         square, box = pad_square(opened(image), self.image_size)
         source = self.source_tokenizer.encode(self.as_source(to_tensor(square)[None]).to(self.device))
@@ -252,9 +252,14 @@ class Pipeline:
         result = self._finish(self._draw(asked, None, seeds, sampler, best_of), recipes)
         return dataclasses.replace(result, images=[drawn.crop(box) for drawn in result.images])
 
+    @property
+    def source_kind(self) -> str:
+        """What the sources of a model that translates are: `grey`, `edges`, `lowres` or `folder`; empty if none."""
+        return self.about.get("source", "folder") if PICTURE in self.reader.sources else ""
+
     def as_source(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures (b, 3, H, W) as the model's sources are made: in grey, as edges, at a low resolution, or as is."""
-        return transform(self.about.get("source", "folder"), images)
+        return transform(self.source_kind, images)
 
     def inpaint(
         self,
@@ -518,10 +523,12 @@ class Pipeline:
         fields = "".join(f"- {field}: {', '.join(names)}\n" for field, names in about["labels"].items())
         sentence = about.get("memorisation", {}).get("in_words")
         learnt = f"Learnt by heart? {sentence}.\n\n" if sentence else ""
+        words = f"Prompts: {self.words.told}.\n\n" if self.words else ""
+        source = f"Translates pictures: {self.source_kind}.\n\n" if self.source_kind else ""
         return (
             f"# {about['name']}\n\nA maskimg model: {self.image_size} pixels, {self.grid[0]}x{self.grid[1]} tokens, "
             f"{self.tokenizer.vocab_size} codes.\n\n    maskimg demo --model {about['name']}\n\n"
-            f"Labels:\n\n{fields or '- none'}\n\n{learnt}"
+            f"Labels:\n\n{fields or '- none'}\n\n{words}{source}{learnt}"
             "Training and measured quality: see pipeline.json.\n"
         )
 

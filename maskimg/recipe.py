@@ -1,6 +1,7 @@
 """The recipe inside a PNG: everything that is needed to draw the picture again."""
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ MAX_METADATA = 65536
 def write_png(image: Image.Image, recipe: dict[str, Any], path: Path) -> None:
     """Write a PNG with its recipe inside, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, format="PNG", pnginfo=png_text(recipe))
-    temporary.replace(path)
+    try:
+        image.save(temporary, format="PNG", pnginfo=png_text(recipe))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only where that failed, as on a full disk
 
 
 def png_text(recipe: dict[str, Any]) -> PngInfo:
@@ -55,3 +59,16 @@ def read_recipe(path: str | Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return recipe if isinstance(recipe, dict) else None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether each part of a PNG still has the checksum it was written with: Pillow looks at no checksum of pixels."""
+    data = path.read_bytes()
+    place, kind = 8, b""
+    while place + 12 <= len(data):  # length, kind, content, checksum
+        end = place + 8 + int.from_bytes(data[place : place + 4], "big")
+        kind = data[place + 4 : place + 8]
+        if data[end : end + 4] != zlib.crc32(data[place + 4 : end]).to_bytes(4, "big"):
+            return False
+        place = end + 4
+    return place == len(data) and kind == b"IEND"

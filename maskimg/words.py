@@ -32,6 +32,11 @@ class Words(Protocol):
     @property
     def numbers(self) -> dict[str, Any]: ...
 
+    @property
+    def told(self) -> str:
+        """Which words it knows, in a few."""
+        ...
+
     def encode(self, captions: Sequence[str], *, cut: bool = False) -> Context:
         """Captions -> (b, s) pieces or (b, s, e) features, always `source.length` long; an empty one has none."""
         ...
@@ -74,6 +79,11 @@ class WordPieces:
     @property
     def numbers(self) -> dict[str, Any]:
         return {"kind": "pieces", **dataclasses.asdict(self)}
+
+    @property
+    def told(self) -> str:
+        shown = ", ".join([word for word in self.vocabulary if len(word) > 3][:12])
+        return f"{len(self.vocabulary)} words of its training captions, such as {shown}"
 
     def pieces(self, caption: str) -> list[int]:
         """One caption -> its pieces, however many."""
@@ -151,6 +161,10 @@ class FrozenWords:
     @property
     def numbers(self) -> dict[str, Any]:
         return {"kind": "frozen", "name": self.name, "length": self.length, "depth": self.depth}
+
+    @property
+    def told(self) -> str:
+        return f"whatever `{self.name}` can read, up to {self.length} tokens"
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str], *, cut: bool = False) -> Context:

@@ -50,6 +50,14 @@ def test_train_learns_the_words_and_says_where_pictures_come_from(trained):
     assert [source.name for source in net.sources] == ["words", "picture"]
 
 
+def test_info_and_the_card_say_what_the_model_listens_to(trained, capsys):
+    main(["info", str(trained)])
+    told = capsys.readouterr().out
+    assert "prompts: 5 words of its training captions, such as circle, square, blue" in told
+    assert "translates: grey" in told
+    assert "Translates pictures: grey." in (trained / "README.md").read_text()
+
+
 def test_sample_draws_from_words_and_writes_them_into_the_picture(trained, tmp_path):
     main(["sample", "--model", str(trained), "--out", str(tmp_path), "--count", "1", "--label", "circle",
           "--prompt", "a red circle", "--negative", "a blue square", "--guide", "words=2"])  # fmt: skip

@@ -220,7 +220,7 @@ def test_a_converted_model_is_drawn_with_by_the_commands(kind, request, tokenize
     assert "16 pixels, 4x4 tokens, 12 codes" in capsys.readouterr().out
     arguments = ["sample", "--model", model, "--out", out, "--count", 2, "--label", "3", "--dtype", "fp32"]
     assert main([str(argument) for argument in arguments]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["000000.png", "000001.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == ["000000.png", "000001.png"]
     recipe = read_recipe(out / "000000.png")
     assert recipe["label"] == {"class": "3"}
     assert recipe["sampler"]["order"] == ("confidence" if kind == "google" else "halton")

@@ -208,15 +208,16 @@ class FakeLpips(nn.Module):
 
 
 class FakeInception(nn.Module):
-    """Has the shapes of torch-fidelity's; its features are the picture in 16 parts."""
+    """Has the shapes of torch-fidelity's; its features are the picture in 16 parts, its logits the mean colours."""
 
     def __init__(self, name: str, features_list: list[str], verbose: bool):
         super().__init__()
-        assert features_list == ["2048"]
+        assert features_list == ["2048", "logits_unbiased"]
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert pixels.dtype == torch.uint8
-        return (reduce(pixels.float(), "b c (h i) (w j) -> b (h w)", "mean", h=4, w=4),)
+        parts = reduce(pixels.float(), "b c (h i) (w j) -> b (h w)", "mean", h=4, w=4)
+        return parts, reduce(pixels.float(), "b c y x -> b c", "mean")
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ from maskimg.metrics import (
     code_usage,
     codebook_warning,
     frechet_distance,
+    frechet_interval,
+    inception_score,
     losses_by_mask_ratio,
     monochrome_warning,
     nearest,
+    overlap,
     psnr,
     ssim,
     token_accuracy,
@@ -218,3 +221,75 @@ def test_probabilities_that_claim_too_much_are_above_their_accuracy():
     codes = torch.multinomial(logits.softmax(-1), 1, generator=chance)[:, 0]
     seen = token_accuracy((3 * logits).softmax(-1), codes)
     assert seen.measured < seen.low < seen.expected < seen.high
+
+
+# ----------------------------------------------------------------------------- samples beside references
+
+
+def _features(count: int, seed: int, *, d: int = 4, shift: float = 0.0) -> torch.Tensor:
+    return torch.randn(count, d, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def test_what_is_the_same_overlaps_wholly_and_what_is_far_away_not_at_all():
+    features = _features(600, 0)
+    same = overlap(features, features)
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    assert overlap(features, _features(600, 1, shift=50)) == (0, 0, 0, 0)
+    alike = overlap(features, _features(600, 1))
+    assert 0.85 < alike.precision < 1 and 0.85 < alike.recall < 1 and 0.85 < alike.coverage <= 1
+    assert alike.density == pytest.approx(1, abs=0.15)
+
+
+def test_a_mode_that_is_never_drawn_costs_recall_and_coverage_and_an_odd_one_precision_and_density():
+    near, far = _features(300, 0), _features(300, 1, shift=50)
+    other_near, other_far = _features(300, 2), _features(300, 3, shift=50)
+    narrow = overlap(other_near, torch.cat((near, far)))
+    assert narrow.precision > 0.8
+    assert 0.4 < narrow.recall <= 0.5 and 0.4 < narrow.coverage <= 0.5
+    broad = overlap(torch.cat((other_near, other_far)), near)
+    assert 0.4 < broad.precision <= 0.5 and broad.density < 0.6
+    assert broad.recall > 0.8 and broad.coverage > 0.8
+
+
+def test_overlap_is_what_its_definitions_say_pair_by_pair():
+    """More rows than one part holds, against loops over the definitions; d = 2 and 530 by 520 rows."""
+    samples, references = _features(530, 0, d=2), _features(520, 1, d=2, shift=0.5)
+
+    def radius(rows, i, k):
+        return (rows - rows[i]).norm(dim=1).sort().values[k].item()
+
+    apart = torch.cdist(samples.double(), references.double())
+    near = torch.tensor([radius(references.double(), i, 3) for i in range(520)])
+    more = torch.tensor([radius(references.double(), i, 5) for i in range(520)])
+    own = torch.tensor([radius(samples.double(), i, 3) for i in range(530)])
+    found = overlap(samples, references)
+    assert found.precision == pytest.approx((apart <= near).any(1).double().mean().item(), abs=3e-3)
+    assert found.recall == pytest.approx((apart <= own[:, None]).any(0).double().mean().item(), abs=3e-3)
+    assert found.density == pytest.approx((apart <= more).sum().item() / (5 * 530), abs=3e-3)
+    assert found.coverage == pytest.approx((apart <= more).any(0).double().mean().item(), abs=3e-3)
+
+
+def test_a_handful_of_pictures_is_refused():
+    with pytest.raises(ValueError, match="need six pictures or more, got 5 and 9"):
+        overlap(_features(5, 0), _features(9, 1))
+
+
+def test_the_interval_of_a_frechet_distance_holds_the_mean_of_many_nearly_always():
+    """19 times in 20, so below 34 of 40 once in 300 tries; seeds fixed."""
+    references = _features(4000, 99)
+    drawn = [_features(200, seed, shift=0.3) for seed in range(40)]
+    distances = [frechet_distance(each, references) for each in drawn]
+    intervals = [frechet_interval(each, references) for each in drawn]
+    mean = sum(distances) / 40
+    assert all(low < distance < high for distance, (low, high) in zip(distances, intervals, strict=True))
+    assert 34 <= sum(low < mean < high for low, high in intervals) < 40
+    wide = frechet_interval(drawn[0][:60], references)
+    assert wide[1] - wide[0] > intervals[0][1] - intervals[0][0]
+    assert frechet_interval(drawn[0], references) == intervals[0]
+
+
+def test_the_inception_score_counts_the_classes_that_are_drawn_evenly_and_surely():
+    sure = 50 * torch.nn.functional.one_hot(torch.arange(200) % 7, 10).float()
+    assert inception_score(sure, splits=1) == (pytest.approx(7, rel=1e-3), 0)
+    assert inception_score(torch.zeros(20, 10))[0] == pytest.approx(1)
+    assert inception_score(sure[:1].expand(20, 10))[0] == pytest.approx(1)

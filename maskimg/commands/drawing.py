@@ -7,12 +7,15 @@ from jsonargparse import Namespace
 
 from maskimg.commands.options import (
     Parser,
+    Refused,
     add_asking,
     add_drawing,
     add_machine,
     add_model,
+    file_path,
     load_pipeline,
     png_path,
+    progress_bar,
     to_prompt,
     to_sampler,
 )
@@ -21,26 +24,65 @@ from maskimg.commands.options import (
 def sample(parser: Parser, arguments: list[str]) -> None:
     add_model(parser)
     parser.add_argument("--out", type=str, required=True, help="folder to write the pictures to")
-    parser.add_argument("--count", type=int, default=16, help="how many pictures")
+    parser.add_argument("--count", type=int, help="how many pictures; 16 if nothing else says so")
+    parser.add_argument("--per-class", type=int, help="instead: so many of each name of the model's first label field")
+    parser.add_argument("--from", type=str, help="instead: a picture for each row of a CSV of labels, prompts")
     parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures drawn at a time; changes no picture")
     parser.add_argument("--compile", action="store_true", help="worth it for hundreds: seconds once, then faster")
+    parser.add_argument("--npz", type=str, help="file for all pictures as one array, as ADM's evaluation reads it")
+    parser.add_argument("--sheet", type=str, help="PNG for a contact sheet of the first hundred")
     add_drawing(parser)
     given = parser.parse_args(arguments)
+    npz = file_path(given.npz, "--npz") if given.npz else None
+    sheet = png_path(given.sheet, "--sheet") if given.sheet else None
     from maskimg_apps.sample import sample_folder
 
     pipeline = load_pipeline(given)
+    labels = _labels_to_draw(given, pipeline)
     written = sample_folder(
         pipeline,
         given.out,
-        count=given.count,
+        labels,
         seed=given.seed,
-        label=to_prompt(given),
         sampler=to_sampler(given, pipeline),
         best_of=given.best_of,
         batch_size=given.batch_size,
     )
-    print(f"done: {written} new, {given.count} in all in {given.out}")
+    _export(given, pipeline, labels, npz, sheet)
+    print(f"done: {written} new, {len(labels)} in all in {given.out}")
+
+
+def _labels_to_draw(given: Namespace, pipeline: Any) -> list[Any]:
+    """A label for each picture that is asked for."""
+    from maskimg_apps.sample import each_name, read_table
+
+    if sum(given[name] is not None for name in ("count", "per_class", "from")) > 1:
+        raise Refused("give one of --count, --per-class and --from")
+    asked = to_prompt(given)
+    if given["from"]:
+        return read_table(given["from"], pipeline.reader, asked)
+    if given.per_class is not None:
+        return each_name(pipeline.labels, asked, given.per_class)
+    return [asked] * (16 if given.count is None else given.count)
+
+
+def _export(given: Namespace, pipeline: Any, labels: list[Any], npz: Path | None, page: Path | None) -> None:
+    """--npz and --sheet, once everything is drawn; by the first of several processes."""
+    from maskimg.training import ranks
+    from maskimg_apps.exports import contact_sheet, write_npz
+    from maskimg_apps.sample import picture_paths
+
+    if not ranks.is_first():
+        return
+    paths = picture_paths(Path(given.out), len(labels), given.seed)
+    names = next(iter(pipeline.labels.names.values()), [])
+    if npz:
+        classes = [int(pipeline.reader.condition(asked).labels[0, 0]) for asked in labels] if names else [0]
+        known = max(classes) < len(names)  # else some are of no class
+        write_npz(paths, classes if known else None, npz, progress=progress_bar())
+    if page:
+        contact_sheet(paths, len(names) if given.per_class else None).save(page, format="PNG")
 
 
 def inpaint(parser: Parser, arguments: list[str]) -> None:

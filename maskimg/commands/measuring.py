@@ -1,12 +1,25 @@
-"""Commands that measure: pictures, tokenizers, and the curves of trainings."""
+"""Commands that measure: pictures, tokenizers, generators and their samplers, and the curves of trainings."""
 
+import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
-from maskimg.commands.options import SOURCE, Parser, Refused, png_path, say_bad
+from maskimg.commands.options import (
+    SOURCE,
+    Parser,
+    Refused,
+    add_machine,
+    add_sampler,
+    file_path,
+    load_pipeline,
+    png_path,
+    say_bad,
+    to_sampler,
+)
 
 # How many training pictures `eval-tokenizer` reads: to train a classifier with, and only to count codes over.
 MOST_TRAINING, FEW_TRAINING = 10_000, 4_000
@@ -63,21 +76,158 @@ def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
     print(f"\ndone{': in ' + ' and '.join(written) if written else ''}")
 
 
+def eval(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("model", type=str, help="bundled name, directory or hub repository")
+    _add_pictures(parser)
+    parser.add_argument("--count", type=int, default=1000, help="how many samples, with labels as the pictures have")
+    parser.add_argument("--seed", type=int, default=0, help="sample i uses seed + i")
+    parser.add_argument("--json", type=str, help="file to write the figures to")
+    parser.add_argument("--sheet", type=str, help="PNG to write: samples above their nearest training pictures")
+    parser.add_argument("--write", action="store_true", help="put the figures into the model's card and pipeline.json")
+    add_sampler(parser)
+    given = parser.parse_args(arguments)
+    figures = file_path(given.json, "--json") if given.json else None
+    page = png_path(given.sheet, "--sheet") if given.sheet else None
+    import dataclasses
+
+    from tqdm import tqdm
+
+    from maskimg import quality
+    from maskimg.evaluate import judge_for
+    from maskimg.outside import load_inception
+    from vqgan.files import write_json
+
+    pipeline = load_pipeline(given)
+    _check_generator(given)
+    sampler = to_sampler(given, pipeline)
+    with tempfile.TemporaryDirectory() as temporary:
+        pictures = _pictures_of_model(given, pipeline, Path(temporary) / "pictures")  # mapped beyond their file
+    samples = quality.draw_samples(
+        pipeline, pictures.part(held_out=False), given.count,
+        sampler=sampler, best_of=given.best_of, seed=given.seed, progress=tqdm,
+    )  # fmt: skip
+    reference = quality.refer(pictures, judge_for(pictures, given.classifier_steps, progress=tqdm))
+    report, nearest = quality.measure_samples(
+        pipeline, samples, reference, inception=load_inception(pipeline.device), progress=tqdm
+    )
+    print(quality.describe(report))
+    if figures:
+        write_json(figures, dataclasses.asdict(report))
+    if page:
+        quality.nearest_page(samples, reference, nearest).save(page, format="PNG")
+    if given.write:
+        _write_quality(given, report, _command("eval", arguments))
+    written = [f"`{path}`" for path in (given.json, given.sheet, given.write and given.model) if path]
+    print(f"\ndone{': in ' + ', '.join(written) if written else ''}")
+
+
+def tune(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("model", type=str, help="bundled name, directory or hub repository")
+    _add_pictures(parser)
+    parser.add_argument("--out", type=str, required=True, help="directory for what was tried; run again to go on there")
+    parser.add_argument("--budgets", type=str, default="8,18,36", help="forward passes of fast, balanced and best")
+    parser.add_argument("--candidates", type=int, default=18, help="samplers that are tried for each of them")
+    parser.add_argument("--count", type=int, default=400, help="pictures of a whole measurement")
+    parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument("--write", action="store_true", help="put the presets into the model, its recipe and its card")
+    add_machine(parser)
+    given = parser.parse_args(arguments)
+    from tqdm import tqdm
+
+    from maskimg import quality
+    from maskimg import tune as tuning
+    from maskimg.card import amend, weights_in
+    from maskimg.evaluate import kept_judge
+    from maskimg.pipeline import locate_model
+
+    pipeline = load_pipeline(given)
+    _check_generator(given)
+    budgets, out = _budgets(given.budgets), Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = _pictures_of_model(given, pipeline, out / "pictures")
+    about = {"model": weights_in(locate_model(given.model)), "pictures": pictures.fingerprint}
+    tuning.require_same(out, about | {"classifier": given.classifier_steps})
+    reference = quality.refer(pictures, kept_judge(out / "judge", pictures, given.classifier_steps, progress=tqdm))
+    bench = tuning.Bench(pipeline, reference, out / "log.jsonl", progress=tqdm)
+    found = tuning.tune(bench, budgets=budgets, candidates=given.candidates, count=given.count, seed=given.seed)
+    text = "\n".join(tuning.table(found))
+    plot = tuning.pareto_plot(list(bench.trials.values()), found, tuning.floor_of(reference, given.count))
+    plot.save(out / "pareto.png", format="PNG")
+    print(text)
+    if given.write:
+        command = _command("tune", arguments)
+        words = f"Found by `{command}`, {_today()}, {given.count} pictures each.\n\n{text}"
+        amend(given.model, lambda about: tuning.write_presets(about, found, command), "Presets", words)
+    print(f"\ndone: {len(bench.trials)} measurements in {out}{', presets in ' + given.model if given.write else ''}")
+
+
+def _add_pictures(parser: Parser) -> None:
+    parser.add_argument("folder", type=str, help=f"{SOURCE}: the pictures that it was trained on, with their labels")
+    parser.add_argument("--classifier-steps", type=int, default=600, help="of our own classifier; 0 leaves it out")
+    parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+
+
+def _check_generator(given: Namespace) -> None:
+    if given.count < 1 or given.classifier_steps < 0:
+        raise Refused("--count must be 1 or more, --classifier-steps 0 or more")
+    if given.write and not Path(given.model).is_dir():
+        raise Refused(f"--write changes a model directory, and `{given.model}` is none")
+
+
+def _budgets(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise Refused(f"--budgets must be three numbers, as 8,18,36, got `{text}`") from None
+
+
+def _pictures_of_model(given: Namespace, pipeline: Any, cache: Path) -> Any:
+    """Training and held-out pictures, at the model's size."""
+    from tqdm import tqdm
+
+    from maskimg.listing import subset
+    from maskimg.pictures import list_pictures, read_pictures
+
+    listing = subset(list_pictures(given.folder), held_out=MOST_TRAINING, training=MOST_TRAINING)
+    pictures = read_pictures(listing, pipeline.image_size, cache, max_bad=given.max_bad, progress=tqdm)
+    say_bad(cache / "bad.txt")
+    return pictures
+
+
+def _write_quality(given: Namespace, report: Any, command: str) -> None:
+    import dataclasses
+
+    from maskimg.card import amend
+    from maskimg.quality import markdown
+
+    def change(about: dict[str, Any]) -> None:
+        figures = {"command": command, "date": _today(), **dataclasses.asdict(report)}
+        about["measured"] = {**about.get("measured", {}), "samples": figures}
+
+    amend(given.model, change, "Measured with `maskimg eval`", markdown(report, command, _today()))
+
+
+def _command(name: str, arguments: list[str]) -> str:
+    return shlex.join(["maskimg", name, *arguments])
+
+
+def _today() -> str:
+    import datetime
+
+    return datetime.date.today().isoformat()
+
+
 def _check_evaluation(given: Namespace) -> None:
     if given.count < 1 or given.classifier_steps < 0 or given.size < 0:
         raise Refused("--count must be 1 or more, --classifier-steps and --size 0 or more")
     if given.held_out is not None and not 0 < given.held_out <= 1:
         raise Refused(f"--held-out must be more than 0 and at most 1, got {given.held_out}")
-    if given.json and Path(given.json).is_dir():
-        raise Refused(f"--json must name a file, and `{given.json}` is a folder")
     if given.json:
-        Path(given.json).parent.mkdir(parents=True, exist_ok=True)
+        file_path(given.json, "--json")
 
 
 def _pictures_to_measure(given: Namespace, size: int, stride: int) -> Any:
     """The held-out pictures, and training pictures to count codes over and to train a classifier with."""
-    import tempfile
-
     from tqdm import tqdm
 
     from maskimg.listing import subset

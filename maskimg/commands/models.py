@@ -131,6 +131,10 @@ def _info_model(name: str) -> None:
     print("parameters: " + ", ".join(f"{part} {size:.1f} million" for part, size in millions.items()))
     for field, names in pipeline.labels.names.items():
         print(f"{field}: {', '.join(names)}")
+    if pipeline.words is not None:
+        print(f"prompts: {pipeline.words.told}")
+    if pipeline.source_kind:
+        print(f"translates: {pipeline.source_kind}")
     for name, sampler in {"recipe": pipeline.recipe, **pipeline.presets}.items():
         print(f"{name} ({sampler.forwards} forwards): " + describe(sampler))
     for key in ("data", "licence", "measured", "minutes"):

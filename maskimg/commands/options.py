@@ -54,8 +54,13 @@ def add_asking(parser: Parser) -> None:
 
 
 def add_drawing(parser: Parser) -> None:
-    """What a person may set about one drawing; what is not given comes from the preset, or the model's recipe."""
+    """What a person may set about one drawing."""
     add_asking(parser)
+    add_sampler(parser)
+
+
+def add_sampler(parser: Parser) -> None:
+    """How it is drawn; what is not given comes from the preset, or the model's recipe."""
     parser.add_argument("--preset", type=str, help="fast, balanced or best, as the model has them")
     parser.add_argument("--steps", type=int, help="forward passes")
     parser.add_argument("--counts", type=str, help="tokens revealed by each step, as 2,6,14,42; instead of --steps")
@@ -159,6 +164,14 @@ def png_path(text: str, option: str = "--out") -> Path:
     path = Path(text)
     if path.suffix.lower() != ".png":
         raise Refused(f"{option} must end in .png, got `{text}`")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def file_path(text: str, option: str) -> Path:
+    path = Path(text)
+    if path.is_dir():
+        raise Refused(f"{option} must name a file, and `{text}` is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

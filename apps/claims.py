@@ -1,0 +1,95 @@
+"""A folder that is drawn into: by one run at a time, which may be several processes, and with one recipe."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from maskimg.training import ranks
+from vqgan import files
+
+LOCK, ABOUT = ".lock", "run.json"
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
+    """While active, no other run can draw into `folder`; what killed runs left half-written is gone.
+
+    The lock is the system's: it ends with the processes that hold it, however they end.
+
+    Raises:
+        ValueError: another run is drawing into it, or it holds pictures of another recipe.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as lock:
+        fault = ranks.of_first(_claim(folder, lock, recipe) if ranks.is_first() else None)
+        if fault:
+            raise fault if ranks.is_first() else SystemExit(2)  # which one process says is enough
+        # Held by every process of this run, so that one that outlives the others still keeps the next run out.
+        if not _locked(lock, exclusive=False):
+            raise _taken(folder)
+        yield
+
+
+def note(folder: Path, recipe: dict[str, Any]) -> None:
+    """Write run.json: what the pictures in `folder` have in common, whether or not all are there."""
+    _write(folder, {"format": 1, "recipe": recipe})
+
+
+def note_complete(folder: Path, paths: list[Path]) -> None:
+    """Note in run.json that all pictures are there, with one checksum over the checksums of all."""
+    lines = "".join(f"{files.checksum(path)}  {path.name}\n" for path in sorted(paths))
+    about = files.read_json(folder / ABOUT)
+    _write(folder, about | {"complete": {"pictures": len(paths), "sha256": hashlib.sha256(lines.encode()).hexdigest()}})
+
+
+def _claim(folder: Path, lock: IO[str], recipe: dict[str, Any]) -> Exception | None:
+    """What the first process does for all -> why it cannot be done, for the others to hear."""
+    try:
+        if not _locked(lock, exclusive=True):
+            return _taken(folder)
+        found = _recipe_of(folder)
+        if found is not None and found != recipe:
+            odd = next(key for key in {**recipe, **found} if recipe.get(key) != found.get(key))
+            return ValueError(
+                f"`{folder}` holds pictures of another recipe (its {odd.replace('_', ' ')} is another): choose another "
+                "folder"
+            )
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink()
+        return None if _locked(lock, exclusive=False) else _taken(folder)  # from now on the others may join
+    except OSError as error:
+        return error
+
+
+def _recipe_of(folder: Path) -> Any:
+    """As run.json has it; None where that is missing or damaged: each picture still carries its own."""
+    try:
+        return files.read_json(folder / ABOUT).get("recipe")
+    except files.ModelError:
+        return None
+
+
+def _write(folder: Path, about: dict[str, Any]) -> None:
+    temporary = folder / f".{ABOUT}.tmp"
+    files.write_json(temporary, about)
+    temporary.replace(folder / ABOUT)
+
+
+def _taken(folder: Path) -> ValueError:
+    return ValueError(f"another run is drawing into `{folder}`: wait until it is done, or choose another folder")
+
+
+def _locked(lock: IO[str], *, exclusive: bool) -> bool:
+    """Whether the lock could be had; True where the system has none of this kind (Windows)."""
+    if os.name == "nt":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

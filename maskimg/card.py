@@ -1,0 +1,42 @@
+"""What is found out about a model later goes into its directory: into pipeline.json and, in words, into its card."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vqgan import files
+
+
+def amend(directory: str | Path, change: Callable[[dict[str, Any]], None], title: str, text: str) -> None:
+    """Let `change` alter what pipeline.json holds, and put `text` under `title` into README.md; weights stay.
+
+    Raises:
+        ModelError: it is no model directory, or a damaged one.
+    """
+    directory = Path(directory)
+    files.verify(directory)
+    about = files.read_json(directory / "pipeline.json")
+    change(about)
+    with files.atomic_directory(directory) as temporary:
+        shutil.copytree(directory, temporary, dirs_exist_ok=True)
+        files.write_json(temporary / "pipeline.json", about)
+        card = temporary / "README.md"
+        before = card.read_text(encoding="utf-8") if card.is_file() else f"# {directory.name}\n"
+        card.write_text(with_section(before, title, text), encoding="utf-8")
+
+
+def weights_in(directory: str | Path) -> dict[str, str]:
+    """The checksum of each file of weights in a model directory: what makes two models the same, whatever is said."""
+    listed = files.read_json(Path(directory) / files.MANIFEST)["files"]
+    return {name: entry["sha256"] for name, entry in sorted(listed.items()) if name.endswith(".safetensors")}
+
+
+def with_section(card: str, title: str, text: str) -> str:
+    """A markdown text with `text` under the heading `title`, instead of what stood there, or at the end."""
+    section = f"## {title}\n\n{text.strip()}\n"
+    old = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.M | re.S)
+    if old.search(card):
+        return old.sub(lambda found: section + ("\n" if found.end() < len(card) else ""), card, count=1)
+    return f"{card.rstrip()}\n\n{section}"
