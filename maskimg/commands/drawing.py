@@ -1,5 +1,6 @@
 """Commands that draw and edit pictures with a finished model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def sample(parser: Parser, arguments: list[str]) -> None:
     print(f"done: {written} new, {len(labels)} in all in {given.out}")
 
 
-def _labels_to_draw(given: Namespace, pipeline: Any) -> list[Any]:
+def _labels_to_draw(given: Namespace, pipeline: Any) -> Sequence[Any]:
     """A label for each picture that is asked for."""
     from maskimg_apps.sample import each_name, read_table
 
@@ -67,7 +68,7 @@ def _labels_to_draw(given: Namespace, pipeline: Any) -> list[Any]:
     return [asked] * (16 if given.count is None else given.count)
 
 
-def _export(given: Namespace, pipeline: Any, labels: list[Any], npz: Path | None, page: Path | None) -> None:
+def _export(given: Namespace, pipeline: Any, labels: Sequence[Any], npz: Path | None, page: Path | None) -> None:
     """--npz and --sheet, once everything is drawn; by the first of several processes."""
     from maskimg.training import ranks
     from maskimg_apps.exports import contact_sheet, write_npz
