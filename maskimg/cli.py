@@ -18,6 +18,8 @@ COMMANDS = {
     "plot": ("measuring", "the curves of one or several trainings, as a picture"),
     "sample": ("drawing", "draw pictures into a folder"),
     "inpaint": ("drawing", "redraw the painted part of a picture"),
+    "outpaint": ("drawing", "draw what lies around a picture"),
+    "vary": ("drawing", "draw a picture again, a share of its tokens kept"),
     "reconstruct": ("drawing", "a picture through the tokenizer and back"),
     "eval-tokenizer": ("measuring", "how well a tokenizer keeps a folder of pictures"),
     "convert": ("models", "another project's tokenizer, or its generator with its tokenizer -> maskimg's"),
