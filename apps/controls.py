@@ -24,16 +24,21 @@ DRAWING: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
 # For the page only: not listed as a call, and no veil over what it changes.
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 VIEWS = ("Tokens", "Confidence", "Critic")
-TARGETS = {"inpaint": "Inpaint", "outpaint": "Outpaint", "vary": "Variations"}  # where a picture can be sent
+TARGETS = {"inpaint": "To Inpaint", "outpaint": "To Outpaint", "vary": "To Variations"}  # where a picture can be sent
 
 
-def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """One control for each value that `runs.read_order` reads, by its name; `label` is chosen at first."""
+def make_controls(
+    pipeline: Pipeline | None, label: Mapping[str, str] | None = None, *, compact: bool = False
+) -> dict[str, Any]:
+    """One control for each value that `runs.read_order` reads, by its name; `label` is chosen at first.
+
+    Args:
+        compact: fold away all but label, images, seed and quality.
+    """
     recipe = pipeline.recipe if pipeline else Sampler()
     fields = pipeline.labels.names if pipeline else {}
     has_critic = pipeline is not None and pipeline.generator.has_critic
     orders = [order for order in ORDERS if order != "critic" or has_critic]
-    shown = {name: shown_number(value) for name, value in vars(recipe).items()}
     # What a recipe says that the sliders cannot show; None where the model's own recipe is the start.
     controls: dict[str, Any] = {"base": gr.State(None)}
     first = {field: name for field, name in (label or {}).items() if name in fields.get(field, ())}
@@ -65,6 +70,22 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
                 min_width=130,
                 visible=has_critic,
             )
+    guided = bool(fields)
+    if compact:
+        with gr.Accordion("Advanced", open=False):
+            _make_loop_controls(controls, recipe, orders, guided)
+            _make_fine_controls(controls, recipe, guided)
+    else:
+        _make_loop_controls(controls, recipe, orders, guided)
+        with gr.Accordion("Advanced", open=False):
+            _make_fine_controls(controls, recipe, guided)
+    if pipeline:
+        wire_preset(pipeline, controls)
+    return controls
+
+
+def _make_loop_controls(controls: dict[str, Any], recipe: Sampler, orders: Sequence[str], guided: bool) -> None:
+    """What is changed most often."""
     controls["steps"] = gr.Slider(1, max(64, recipe.steps), value=recipe.steps, step=1, label="Steps")
     with gr.Row():
         controls["order"] = gr.Dropdown(
@@ -77,52 +98,57 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
         controls["guidance"] = gr.Slider(
             0,
             20,
-            value=shown["guidance"],
+            value=shown_number(recipe.guidance),
             step=0.1,
             label="Guidance",
             info="1 is off",
             min_width=130,
-            visible=bool(fields),
+            visible=guided,
         )
-    with gr.Accordion("Advanced", open=False):
-        controls["schedule"] = gr.Dropdown(
-            [*SCHEDULES] + [recipe.schedule] * (recipe.schedule not in SCHEDULES),
-            value=recipe.schedule,
-            label="Schedule",
-            info="how fast masked tokens become fewer",
-        )
-        controls["token_temperature"] = gr.Slider(
-            0.001, 10, value=shown["token_temperature"], step=0.01, label="Token temperature", info="lower is plainer"
-        )
-        controls["choice_temperature"] = gr.Slider(
-            0,
-            100,
-            value=shown["choice_temperature"],
-            step=0.1,
-            label="Choice temperature",
-            info="how freely unsure tokens stay",
-        )
-        for end, words in (("start", "none before this share is drawn"), ("end", "none after this share is drawn")):
-            controls[f"guidance_{end}"] = gr.Slider(
-                0, 1, value=shown[f"guidance_{end}"], step=0.05, label=f"Guidance {end}", info=words,
-                visible=bool(fields),
-            )  # fmt: skip
-        controls["guidance_schedule"] = gr.Dropdown(
-            list(GUIDANCE_SCHEDULES),
-            value=recipe.guidance_schedule,
-            label="Guidance schedule",
-            info="how it grows over the steps",
-            visible=bool(fields),
-        )
-        controls["revise"] = gr.Slider(
-            0, 0.9, value=recipe.revise, step=0.05, label="Revise", info="share of drawn tokens drawn again each step"
-        )
-        controls["top_p"] = gr.Slider(
-            0.05, 1, value=recipe.top_p, step=0.05, label="Top p", info="leave the least likely codes out; 1 is off"
-        )
-    if pipeline:
-        wire_preset(pipeline, controls)
-    return controls
+
+
+def _make_fine_controls(controls: dict[str, Any], recipe: Sampler, guided: bool) -> None:
+    """What is seldom changed."""
+    controls["schedule"] = gr.Dropdown(
+        [*SCHEDULES] + [recipe.schedule] * (recipe.schedule not in SCHEDULES),
+        value=recipe.schedule,
+        label="Schedule",
+        info="how fast masked tokens become fewer",
+    )
+    controls["token_temperature"] = gr.Slider(
+        0.001,
+        10,
+        value=shown_number(recipe.token_temperature),
+        step=0.01,
+        label="Token temperature",
+        info="lower is plainer",
+    )
+    controls["choice_temperature"] = gr.Slider(
+        0,
+        100,
+        value=shown_number(recipe.choice_temperature),
+        step=0.1,
+        label="Choice temperature",
+        info="how freely unsure tokens stay",
+    )
+    for end, words in (("start", "none before this share is drawn"), ("end", "none after this share is drawn")):
+        controls[f"guidance_{end}"] = gr.Slider(
+            0, 1, value=getattr(recipe, f"guidance_{end}"), step=0.05, label=f"Guidance {end}", info=words,
+            visible=guided,
+        )  # fmt: skip
+    controls["guidance_schedule"] = gr.Dropdown(
+        list(GUIDANCE_SCHEDULES),
+        value=recipe.guidance_schedule,
+        label="Guidance schedule",
+        info="how it grows over the steps",
+        visible=guided,
+    )
+    controls["revise"] = gr.Slider(
+        0, 0.9, value=recipe.revise, step=0.05, label="Revise", info="share of drawn tokens drawn again each step"
+    )
+    controls["top_p"] = gr.Slider(
+        0.05, 1, value=recipe.top_p, step=0.05, label="Top p", info="leave the least likely codes out; 1 is off"
+    )
 
 
 def wire_preset(pipeline: Pipeline, controls: Mapping[str, Any]) -> None:
@@ -164,45 +190,45 @@ class Stage:
     made: gr.State
 
 
-def make_stage(
-    pipeline: Pipeline | None, name: str, waiting: str, *, pixels: bool, buttons: Callable[[], Any] | None = None
-) -> Stage:
-    """Status, token panel and gallery of tab `name`; `buttons` makes what stands above them."""
+def result_column(name: str) -> gr.Column:
+    """The right-hand side of tab `name`."""
+    return gr.Column(scale=3, min_width=320, elem_classes="mk-result", elem_id=f"{name}-result")
+
+
+def make_stage(pipeline: Pipeline | None, name: str, waiting: str, *, pixels: bool) -> Stage:
+    """Status, token panel and gallery of tab `name`, in its column."""
     awake = pipeline is not None
     small = pixels and pipeline is not None and pipeline.image_size <= tokens.PIXELS
-    with gr.Column(scale=3, min_width=320, elem_classes="mk-result", elem_id=f"{name}-result"):
-        if buttons:
-            buttons()
-        status = gr.HTML(tokens.status("ready" if awake else "no model"), elem_id=f"{name}-status")
-        views = VIEWS if pipeline and pipeline.generator.has_critic else VIEWS[:-1]
-        with gr.Row(elem_classes="mk-viewing"):
-            view = gr.Radio(
-                list(views), value=VIEWS[0], show_label=False, container=False, elem_id=f"{name}-view",
-                elem_classes="mk-view", interactive=awake,
-            )  # fmt: skip
-            gr.HTML(tokens.legend())
-        panel = gr.HTML(waiting, elem_id=f"{name}-panel", elem_classes="mk-slot")
-        with gr.Column(elem_classes="mk-gallery"):
-            gallery = gr.Gallery(
-                format="png",
-                type="filepath",
-                columns=2,
-                height="auto",
-                object_fit="contain",
-                show_label=False,
-                buttons=["download", "download_all", "fullscreen"],
-                interactive=False,
-                elem_id=f"{name}-gallery",
-                elem_classes="mk-pixels" if small else None,
+    status = gr.HTML(tokens.status("ready" if awake else "no model"), elem_id=f"{name}-status")
+    views = VIEWS if pipeline and pipeline.generator.has_critic else VIEWS[:-1]
+    with gr.Row(elem_classes="mk-viewing"):
+        view = gr.Radio(
+            list(views), value=VIEWS[0], label="View", show_label=False, container=False, elem_id=f"{name}-view",
+            elem_classes="mk-view", interactive=awake,
+        )  # fmt: skip
+        gr.HTML(tokens.legend())
+    panel = gr.HTML(waiting, elem_id=f"{name}-panel", elem_classes="mk-slot")
+    with gr.Column(elem_classes="mk-gallery"):
+        gallery = gr.Gallery(
+            format="png",
+            type="filepath",
+            columns=2,
+            height="auto",
+            object_fit="contain",
+            show_label=False,
+            buttons=["download", "download_all", "fullscreen"],
+            interactive=False,
+            elem_id=f"{name}-gallery",
+            elem_classes="mk-pixels" if small else None,
+        )
+        with gr.Row(elem_classes="mk-sends"):
+            sends = {
+                target: gr.Button(word, size="sm", min_width=100, elem_id=f"{name}-to-{target}", interactive=awake)
+                for target, word in TARGETS.items()
+            }
+            animation = gr.DownloadButton(
+                "Save animation", size="sm", min_width=100, elem_id=f"{name}-animation", interactive=False
             )
-            with gr.Row(elem_classes="mk-sends"):
-                sends = {
-                    target: gr.Button(word, size="sm", min_width=100, elem_id=f"{name}-to-{target}", interactive=awake)
-                    for target, word in TARGETS.items()
-                }
-                animation = gr.DownloadButton(
-                    "Save animation", size="sm", min_width=100, elem_id=f"{name}-animation", interactive=False
-                )
     view.change(None, view, None, js=look.SET_VIEW.replace("NAME", name), **QUIET)
     return Stage(status, view, panel, gallery, animation, sends, gr.State(None))
 

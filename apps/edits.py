@@ -19,6 +19,7 @@ from maskimg_apps.controls import (
     make_controls,
     make_stage,
     pictures_and_seed,
+    result_column,
     run_on,
     run_once,
     wire_run,
@@ -48,9 +49,12 @@ def inpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canva
                 label="The model sees",
                 info="less of a large picture is finer: its grid then slides over the hole",
             )
-            controls = make_controls(pipeline)
+            controls = make_controls(pipeline, compact=True)
+        with result_column("inpaint"):
             go, stop = make_buttons("Inpaint", pipeline, "inpaint")
-        stage = make_stage(pipeline, "inpaint", _count("Open a picture and paint the part to redraw."), pixels=False)
+            stage = make_stage(
+                pipeline, "inpaint", _count("Open a picture and paint the part to redraw."), pixels=False
+            )
     reach = {"grow": grow, "coverage": coverage, "sight": sight}
     if pipeline is None:
         return controls | reach, stage, canvas
@@ -100,6 +104,7 @@ def outpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, gr.I
                     sources=["upload", "clipboard"],
                     height=240,
                     elem_id="outpaint-upload",
+                    elem_classes="mk-fill",
                     interactive=pipeline is not None,
                 )
             )
@@ -111,9 +116,10 @@ def outpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, gr.I
                             0, half, value=half // 2 if side in ("left", "right") else 0, step=1,
                             label=side.capitalize(), info="tokens", min_width=130,
                         )  # fmt: skip
-            controls = make_controls(pipeline)
+            controls = make_controls(pipeline, compact=True)
+        with result_column("outpaint"):
             go, stop = make_buttons("Outpaint", pipeline, "outpaint")
-        stage = make_stage(pipeline, "outpaint", _count("Open a picture to extend."), pixels=False)
+            stage = make_stage(pipeline, "outpaint", _count("Open a picture to extend."), pixels=False)
     if pipeline is None:
         return controls | sides, stage, upload
 
@@ -159,9 +165,10 @@ def vary_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
             strength = gr.Slider(
                 0.05, 1, value=0.5, step=0.05, label="Strength", info="share of the tokens that are drawn again"
             )
-            controls = make_controls(pipeline)
+            controls = make_controls(pipeline, compact=True)
+        with result_column("vary"):
             go, stop = make_buttons("Vary", pipeline, "vary")
-        stage = make_stage(pipeline, "vary", _count("Open a picture to vary."), pixels=True)
+            stage = make_stage(pipeline, "vary", _count("Open a picture to vary."), pixels=True)
     if pipeline is None:
         return controls | {"strength": strength}, stage, canvas
 

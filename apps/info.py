@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from maskimg.pipeline import Pipeline
-from maskimg.recipe import describe, read_recipe
+from maskimg.recipe import read_recipe
 from maskimg_apps import look, runs, tokens
 from maskimg_apps.controls import QUIET, Stage, add_endpoint
 from maskimg_apps.errors import kindly
@@ -152,18 +152,19 @@ def _list(recipes: Any) -> list[dict[str, Any]]:
 
 
 def _choices(recipes: list[dict[str, Any]]) -> list[tuple[str, int]]:
-    names = []
-    for i, recipe in enumerate(recipes):
-        try:
-            names.append((f"{recipe['task']} · {describe(recipe)}"[:100], i))
-        except (KeyError, TypeError, AttributeError):
-            names.append(("a recipe of another version", i))
-    return names
+    """The newest first; numbered, since two may read the same."""
+    return [(f"{i + 1}. {_name(recipe)}", i) for i, recipe in enumerate(recipes)]
 
 
-def _short(value: Any) -> str:
+def _name(recipe: dict[str, Any]) -> str:
+    label = recipe.get("label")
+    words = " ".join(map(str, label.values())) if isinstance(label, dict) else ""
+    return _short(f"{recipe.get('task')} · {words or 'no label'} · seed {recipe.get('seed')}", 60)
+
+
+def _short(value: Any, most: int = MAX_SHOWN) -> str:
     words = str(value)
-    return words if len(words) <= MAX_SHOWN else words[:MAX_SHOWN] + " …"
+    return words if len(words) <= most else words[:most] + " …"
 
 
 def _hint() -> str:

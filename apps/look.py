@@ -69,8 +69,12 @@ CSS = """
 .mk-viewing { align-items: center; justify-content: space-between; gap: .4rem 1rem; flex-wrap: wrap; }
 .mk-viewing > * { flex: 0 0 auto !important; min-width: 0 !important; width: auto !important; }
 .mk-view .wrap { gap: .35rem !important; }
-.mk-view label { padding: .22rem .7rem !important; border-radius: 999px !important; font-size: .86rem; }
-.mk-view input { display: none; }
+.mk-view label { padding: .22rem .8rem !important; border-radius: 999px !important; font-size: .86rem; gap: 0 !important; }
+.mk-view label span { margin: 0 !important; }
+.mk-view label.selected { background: var(--color-accent) !important; border-color: var(--color-accent) !important; }
+.mk-view label.selected span { color: #fff; }
+.mk-view label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+.mk-view input { position: absolute; opacity: 0; width: 1px !important; height: 1px !important; }
 .mk-heat { display: none; opacity: .82; }
 [data-view=confidence] .mk-confidence, [data-view=critic] .mk-critic { display: block; }
 [data-view=confidence] .mk-fresh, [data-view=critic] .mk-fresh { stroke: #fff; }
@@ -84,16 +88,19 @@ RAMP
 .mk-result:has(.mk-live) .mk-gallery { display: none !important; }
 .mk-result .mk-slot:has(.mk-replay) { order: 1; }
 .mk-fill img { width: 100% !important; height: 100% !important; object-fit: contain; }
+.mk-sends { gap: .5rem !important; }
 .mk-gallery { gap: .5rem !important; }
 .mk-check { display: flex; flex-direction: column; justify-content: center; }
 .mk-gallery .grid-wrap { height: auto !important; max-height: none !important; }
 .mk-run:not(:has(.mk-running)) .mk-stop { opacity: .45; }
 .mk-note { border-left: 3px solid var(--color-accent); padding: .35rem .8rem; margin: 0 0 .6rem; font-size: .92rem;
   background: var(--color-accent-soft); border-radius: 0 8px 8px 0; }
-.mk-table { font-size: .9rem; border-collapse: collapse; }
-.mk-table th { text-align: left; font-weight: 500; padding: .15rem 1.2rem .15rem 0;
-  color: var(--body-text-color-subdued);  vertical-align: top; white-space: nowrap; }
-.mk-table td { padding: .15rem 0; overflow-wrap: anywhere; }
+.mk-table { width: 100%; border: 0 !important; border-collapse: collapse; font-size: .9rem; }
+.mk-table tr, .mk-table th, .mk-table td { border: 0 !important; }
+.mk-table tr + tr { border-top: 1px solid var(--border-color-primary) !important; }
+.mk-table th { text-align: left; font-weight: 400; padding: .3rem 1.2rem .3rem .1rem !important; white-space: nowrap;
+  color: var(--body-text-color-subdued); vertical-align: top; }
+.mk-table td { padding: .3rem 0 !important; overflow-wrap: anywhere; }
 .mk-figures { width: 100%; border: 0 !important; border-collapse: collapse; font-size: .92rem;
   font-variant-numeric: tabular-nums; }
 .mk-figures th, .mk-figures td { border: 0 !important; padding: .26rem .1rem !important; }

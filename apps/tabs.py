@@ -18,6 +18,7 @@ from maskimg_apps.controls import (
     make_controls,
     make_stage,
     pictures_and_seed,
+    result_column,
     run_on,
     run_once,
     wire_run,
@@ -32,7 +33,8 @@ def generate_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage]:
             controls = make_controls(pipeline, pipeline.example if pipeline else None)
             go, stop = make_buttons("Generate", pipeline, "generate")
             gr.HTML(look.KEYS)
-        stage = make_stage(pipeline, "generate", _waiting(pipeline), pixels=True)
+        with result_column("generate"):
+            stage = make_stage(pipeline, "generate", _waiting(pipeline), pixels=True)
     if pipeline is None:
         return controls, stage
 
