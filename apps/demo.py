@@ -19,7 +19,7 @@ from gradio.themes import Default
 from maskimg.pipeline import Pipeline, bundled_models
 from maskimg_apps import edits, look, runs, tabs
 from maskimg_apps.controls import wire_sends
-from maskimg_apps.info import info_tab
+from maskimg_apps.info import info_tab, keep_recipes
 
 TRAIN, OPEN = "maskimg train FOLDER --out DIR", "maskimg demo --model DIR"
 MAX_FILE = "16mb"
@@ -32,6 +32,7 @@ def build(pipeline: Pipeline | None) -> gr.Blocks:
         if pipeline is None:
             gr.HTML(_banner())
         controls: dict[str, dict[str, Any]] = {}
+        kept = keep_recipes()
         with gr.Tabs() as switch:
             with gr.Tab("Generate", id="generate"):
                 controls["generate"], drawn = tabs.generate_tab(pipeline)
@@ -45,7 +46,7 @@ def build(pipeline: Pipeline | None) -> gr.Blocks:
                 tabs.reconstruct_tab(pipeline)
             stages = [drawn, inpainted, outpainted, varied]
             with gr.Tab("Info", id="info"):
-                info_tab(page, pipeline, controls, stages, switch)
+                info_tab(page, kept, pipeline, controls, stages, switch)
         if pipeline is not None:
             wire_sends(stages, {"inpaint": canvas, "vary": other}, upload, switch)
     return page

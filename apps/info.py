@@ -17,14 +17,23 @@ MAX_SHOWN = 400  # characters of a value
 TABS = ("generate", "inpaint", "outpaint", "vary")
 
 
+def keep_recipes() -> gr.BrowserState:
+    """The last recipes, in the browser; outside the tabs, since what is in one is not there before it is opened.
+
+    The server reads them like anything else that comes from outside: the secret is none.
+    """
+    return gr.BrowserState([], storage_key="maskimg-recipes", secret="maskimg")
+
+
 def info_tab(
     page: gr.Blocks,
+    kept: gr.BrowserState,
     pipeline: Pipeline | None,
     controls: Mapping[str, Mapping[str, Any]],
     stages: list[Stage],
     switch: gr.Tabs,
 ) -> None:
-    """The tab; `controls` are those of each task's tab, which a recipe sets."""
+    """The tab; `controls` are those of each task's tab, which a recipe sets, and `kept` is from `keep_recipes`."""
     awake = pipeline is not None
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -55,8 +64,6 @@ def info_tab(
     with gr.Accordion("About this model", open=False):
         gr.HTML(tokens.facts(runs.facts(pipeline)))
 
-    # The browser keeps them; the server reads them like anything else that comes from outside.
-    kept = gr.BrowserState([], storage_key="maskimg-recipes", secret="maskimg")
     chosen = gr.State(None)
 
     def remember(made: Any, recipes: Any) -> tuple:
@@ -64,7 +71,11 @@ def info_tab(
         recipes = [made, *(each for each in recipes if each != made)][:MOST] if made else recipes
         return recipes, gr.Dropdown(choices=_choices(recipes))
 
-    page.load(lambda recipes: gr.Dropdown(choices=_choices(_list(recipes))), kept, recent, queue=False, **QUIET)
+    def listed(recipes: Any) -> gr.Dropdown:
+        return gr.Dropdown(choices=_choices(_list(recipes)))
+
+    # On load, and again when the browser has found what it kept, which may be later.
+    gr.on([page.load, kept.change], listed, kept, recent, queue=False, **QUIET)
     for stage in stages:
         stage.made.change(remember, [stage.made, kept], [kept, recent], queue=False, **QUIET)
 

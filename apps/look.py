@@ -69,7 +69,8 @@ CSS = """
 .mk-viewing { align-items: center; justify-content: space-between; gap: .4rem 1rem; flex-wrap: wrap; }
 .mk-viewing > * { flex: 0 0 auto !important; min-width: 0 !important; width: auto !important; }
 .mk-view .wrap { gap: .35rem !important; }
-.mk-view label { padding: .22rem .8rem !important; border-radius: 999px !important; font-size: .86rem; gap: 0 !important; }
+.mk-view label { padding: .22rem .8rem !important; border-radius: 999px !important; font-size: .86rem; }
+.mk-view label { gap: 0 !important; }
 .mk-view label span { margin: 0 !important; }
 .mk-view label.selected { background: var(--color-accent) !important; border-color: var(--color-accent) !important; }
 .mk-view label.selected span { color: #fff; }

@@ -197,9 +197,11 @@ def test_a_picture_is_extended_twice(page, tmp_path):
     set_slider(page, "Left", "2")
     expect(page.locator("#outpaint-panel .mk-count")).to_have_text("12 of 28 tokens (43 %) will be drawn")
     set_slider(page, "Images", "1")
+    before = "none"
     for width in (56, 80):
         page.locator("#outpaint-go").click()
-        expect(page.locator("#outpaint-animation")).to_be_enabled()
+        expect(page.locator("#outpaint-gallery img")).not_to_have_attribute("src", before)
+        before = page.locator("#outpaint-gallery img").get_attribute("src") or ""
         picture = fetch(page, page.locator("#outpaint-gallery img").first, tmp_path / "out.png")
         assert load_image(picture).size == (width, 32)
         page.locator("#outpaint-to-outpaint").click()
