@@ -3,8 +3,11 @@
 import dataclasses
 import io
 import os
+import re
+import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,6 +188,29 @@ def test_a_recipe_can_be_read_from_a_picture_and_the_model_says_what_it_can_do(c
     assert "labels: class" in client.predict(api_name="/model_info")
     with pytest.raises(AppError, match="This picture holds no recipe of maskimg"):
         client.predict(image=handle_file(picture(tmp_path / "in.png", (16, 16))), api_name="/read_recipe")
+
+
+@pytest.mark.parametrize("language", ["python", "bash", "javascript"])
+def test_the_readmes_examples_for_programs_run(address, language, tmp_path):
+    text = (
+        (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").replace("http://127.0.0.1:7860/", address)
+    )
+    text = text.replace("http://127.0.0.1:7860", address)
+    code = next(block for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M) if address in block)
+    if language == "python":
+        names: dict = {}
+        exec(compile(code, "README.md", "exec"), names)
+        assert len(names["pictures"]) == 2 and load_image(names["wider"][0]["image"]).size == (24, 16)
+        names["client"].close()
+        return
+    program = {"bash": ["bash", "-c"], "javascript": ["node", "--input-type=module", "-e"]}[language]
+    needed = "curl" if language == "bash" else "node"
+    if not shutil.which(needed):
+        pytest.skip(f"no {needed} on PATH")
+    done = subprocess.run([*program, code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"gradio_api/file=[^\" ]+\.png", done.stdout)
+    assert found and read_recipe(io.BytesIO(httpx.get(address + found[0]).content))["label"] == {"class": "bird"}
 
 
 def test_reconstruct_answers_with_both_pictures_and_how_close_they_are(client, pipeline, tmp_path):
