@@ -294,7 +294,9 @@ def wire_sends(stages: Sequence[Stage], canvases: Mapping[str, Canvas], upload: 
                 [stage.gallery, chosen],
                 [canvas.editor, canvas.radius, switch],
                 **QUIET,
-            ).then(None, canvas.radius, canvas.editor, js=look.set_brush(canvas.name), **QUIET)
+            ).then(None, canvas.radius, canvas.editor, js=look.set_brush(canvas.name), **QUIET).then(
+                None, None, None, js=look.PREVIEW.replace("NAME", canvas.name), **QUIET
+            )
 
 
 def _choose(event: gr.SelectData) -> int:

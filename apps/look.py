@@ -112,6 +112,7 @@ RAMP
 .mk-figures tr:first-child td { color: var(--color-accent); }
 /* Below its label and its buttons, not under them. */
 .mk-shown img { padding: 30px 2px 2px; box-sizing: border-box; }
+#outpaint-upload img { padding: 30px 2px 48px; box-sizing: border-box; }
 @media (max-width: 640px) {
   .gradio-container { padding-left: 10px !important; padding-right: 10px !important; }
   .mk-panel { gap: .4rem; }
@@ -152,6 +153,9 @@ document.addEventListener("input", (event) => {
 </script>"""
 
 SET_VIEW = """(view) => { document.getElementById("NAME-result").dataset.view = view.toLowerCase(); }"""
+
+# A picture that was sent to an editor: its preview is asked for once it is there.
+PREVIEW = """() => { setTimeout(() => document.getElementById("NAME-painted")?.click(), 1000); }"""
 
 PRESS = """(name) => { if (name) setTimeout(() => document.getElementById(name + "-go")?.click(), 300); }"""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import re
 import shutil
@@ -496,6 +497,15 @@ def test_a_recipe_sets_the_controls_that_draw_the_same_again(pipeline, task, tmp
         assert runs.read_margins(values, pipeline) == (1, 0, 2, 1)
     if task == "vary":
         assert values["strength"] == 0.35
+
+
+def test_a_recipe_that_went_through_a_browser_draws_the_same_bytes(pipeline):
+    """A browser writes 1 for 1.0, and the recipe in the PNG was another one."""
+    recipe = pipeline.recipe_for({"class": "cat"}, 3, runs.Sampler(guidance=(1.0, 2.5, 3.0), token_temperature=2.0))
+    kept = json.loads(json.dumps(recipe).replace(".0,", ",").replace(".0]", "]"))
+    assert json.dumps(kept) != json.dumps(recipe)
+    order = runs.read_order(pipeline, VALUES | runs.read_settings(pipeline, kept)[1])
+    assert json.dumps(drawing.recipe_of(pipeline, order, order.seeds[0], None)) == json.dumps(recipe)
 
 
 def test_a_recipe_of_another_model_is_used_with_a_warning(pipeline):

@@ -168,6 +168,9 @@ def test_a_drawn_picture_can_be_sent_to_inpaint_and_painted(page):
     expect(page.locator("#inpaint-panel")).to_contain_text("Nothing is painted")
     paint(page, page.locator("#editor canvas"), radius=1)
     expect(page.locator("#inpaint-panel .mk-count")).to_contain_text("of 16 tokens")
+    open_tab(page, "Generate")
+    page.locator("#generate-to-vary").click()
+    expect(page.locator("#vary-panel .mk-count")).to_contain_text("8 of 16 tokens will be redrawn")
 
 
 def test_a_run_is_replayed_step_by_step_with_what_the_network_believed(page):
