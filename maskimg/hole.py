@@ -71,7 +71,7 @@ class Hole:
         if self.feather:
             # What is kept beside the hole; nothing is outside the picture.
             kept = np.pad(~hole, 1)
-            pass
+            kept[: self.rows.min() + 1], kept[self.rows.max() + 2 :] = False, False
             kept[:, : self.columns.min() + 1], kept[:, self.columns.max() + 2 :] = False, False
             down, across = _depth(rows), _depth(columns)
             for dy, y in ((-1, down), (0, 0 * down), (1, 1 - down)):
