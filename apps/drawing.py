@@ -154,7 +154,8 @@ def draw(
             masked = before
         elapsed = time.perf_counter() - started
         now = progress.masked.cpu().numpy()
-        finished = progress.step == progress.steps or not now.any()
+        (top, left), (h, w) = edit.places[progress.place], edit.grid
+        finished = not now[:, top : top + h, left : left + w].any()  # where little was masked, before the last step
         if finished or spent <= FREE_SECONDS + SHARE * elapsed:
             began = time.perf_counter()
             pictures = board.look(progress) or []

@@ -403,7 +403,20 @@ def test_an_animation_shows_every_step_of_the_first_picture(pipeline, kind):
         assert tokens.data_uri(last.pictures[0]) in shown
 
 
-def test_a_long_run_is_replayed_in_few_frames(pipeline):
+def test_the_end_of_each_place_is_shown_however_little_was_masked_there(pipeline, monkeypatch):
+    """A place with fewer tokens than steps ends early; where no time was left for previews it had no frame."""
+    monkeypatch.setattr(drawing, "FREE_SECONDS", 0.0)
+    monkeypatch.setattr(drawing, "SHARE", 0.0)
+    order = runs.read_order(pipeline, VALUES | {"steps": 16})
+    edit = editing.outpainting(pipeline, Image.new("RGB", (96, 32)), (0, 1, 0, 0))
+    assert len(edit.places) > 1
+    *_, last = drawing.draw(pipeline, order, edit)
+    shown = [frame.progress.place for frame in last.frames]
+    assert sorted(set(shown)) == list(range(len(edit.places)))
+
+
+def test_a_long_run_is_replayed_in_few_frames(pipeline, monkeypatch):
+    monkeypatch.setattr(drawing, "FREE_SECONDS", 60.0)
     order = runs.read_order(pipeline, VALUES | {"steps": 16})
     edit = editing.outpainting(pipeline, Image.new("RGB", (96, 32)), (0, 2, 0, 2))
     assert len(edit.places) > 4
