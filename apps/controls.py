@@ -1,17 +1,19 @@
 """What every tab has: controls, buttons, a gallery, and how they are wired."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
-from maskimg.hole import Hole
+from maskimg.editing import Edit
 from maskimg.masking import SCHEDULES
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import GUIDANCE_SCHEDULES, ORDERS, Sampler
-from maskimg_apps import look, runs, tokens
+from maskimg_apps import drawing, look, runs, tokens
+from maskimg_apps.canvas import Canvas
 from maskimg_apps.errors import kindly
 from maskimg_apps.runs import shown_number
 from maskimg_apps.uploads import Drawing, open_upload
@@ -21,16 +23,24 @@ ANYTHING = ("anything", "")
 DRAWING: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
 # For the page only: not listed as a call, and no veil over what it changes.
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+VIEWS = ("Tokens", "Confidence", "Critic")
+TARGETS = {"inpaint": "To Inpaint", "outpaint": "To Outpaint", "vary": "To Variations"}  # where a picture can be sent
 
 
-def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """One control for each value that `runs.read_order` reads, by its name; `label` is chosen at first."""
+def make_controls(
+    pipeline: Pipeline | None, label: Mapping[str, str] | None = None, *, compact: bool = False
+) -> dict[str, Any]:
+    """One control for each value that `runs.read_order` reads, by its name; `label` is chosen at first.
+
+    Args:
+        compact: fold away all but label, images, seed and quality.
+    """
     recipe = pipeline.recipe if pipeline else Sampler()
     fields = pipeline.labels.names if pipeline else {}
     has_critic = pipeline is not None and pipeline.generator.has_critic
     orders = [order for order in ORDERS if order != "critic" or has_critic]
-    shown = {name: shown_number(value) for name, value in vars(recipe).items()}
-    controls: dict[str, Any] = {}
+    # What a recipe says that the sliders cannot show; None where the model's own recipe is the start.
+    controls: dict[str, Any] = {"base": gr.State(None)}
     first = {field: name for field, name in (label or {}).items() if name in fields.get(field, ())}
     with gr.Row(visible=bool(fields)):
         for field, names in fields.items():
@@ -60,6 +70,22 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
                 min_width=130,
                 visible=has_critic,
             )
+    guided = bool(fields)
+    if compact:
+        with gr.Accordion("Advanced", open=False):
+            _make_loop_controls(controls, recipe, orders, guided)
+            _make_fine_controls(controls, recipe, guided)
+    else:
+        _make_loop_controls(controls, recipe, orders, guided)
+        with gr.Accordion("Advanced", open=False):
+            _make_fine_controls(controls, recipe, guided)
+    if pipeline:
+        wire_preset(pipeline, controls)
+    return controls
+
+
+def _make_loop_controls(controls: dict[str, Any], recipe: Sampler, orders: Sequence[str], guided: bool) -> None:
+    """What is changed most often."""
     controls["steps"] = gr.Slider(1, max(64, recipe.steps), value=recipe.steps, step=1, label="Steps")
     with gr.Row():
         controls["order"] = gr.Dropdown(
@@ -72,52 +98,57 @@ def make_controls(pipeline: Pipeline | None, label: Mapping[str, str] | None = N
         controls["guidance"] = gr.Slider(
             0,
             20,
-            value=shown["guidance"],
+            value=shown_number(recipe.guidance),
             step=0.1,
             label="Guidance",
             info="1 is off",
             min_width=130,
-            visible=bool(fields),
+            visible=guided,
         )
-    with gr.Accordion("Advanced", open=False):
-        controls["schedule"] = gr.Dropdown(
-            [*SCHEDULES] + [recipe.schedule] * (recipe.schedule not in SCHEDULES),
-            value=recipe.schedule,
-            label="Schedule",
-            info="how fast masked tokens become fewer",
-        )
-        controls["token_temperature"] = gr.Slider(
-            0.001, 10, value=shown["token_temperature"], step=0.01, label="Token temperature", info="lower is plainer"
-        )
-        controls["choice_temperature"] = gr.Slider(
-            0,
-            100,
-            value=shown["choice_temperature"],
-            step=0.1,
-            label="Choice temperature",
-            info="how freely unsure tokens stay",
-        )
-        for end, words in (("start", "none before this share is drawn"), ("end", "none after this share is drawn")):
-            controls[f"guidance_{end}"] = gr.Slider(
-                0, 1, value=shown[f"guidance_{end}"], step=0.05, label=f"Guidance {end}", info=words,
-                visible=bool(fields),
-            )  # fmt: skip
-        controls["guidance_schedule"] = gr.Dropdown(
-            list(GUIDANCE_SCHEDULES),
-            value=recipe.guidance_schedule,
-            label="Guidance schedule",
-            info="how it grows over the steps",
-            visible=bool(fields),
-        )
-        controls["revise"] = gr.Slider(
-            0, 0.9, value=recipe.revise, step=0.05, label="Revise", info="share of drawn tokens drawn again each step"
-        )
-        controls["top_p"] = gr.Slider(
-            0.05, 1, value=recipe.top_p, step=0.05, label="Top p", info="leave the least likely codes out; 1 is off"
-        )
-    if pipeline:
-        wire_preset(pipeline, controls)
-    return controls
+
+
+def _make_fine_controls(controls: dict[str, Any], recipe: Sampler, guided: bool) -> None:
+    """What is seldom changed."""
+    controls["schedule"] = gr.Dropdown(
+        [*SCHEDULES] + [recipe.schedule] * (recipe.schedule not in SCHEDULES),
+        value=recipe.schedule,
+        label="Schedule",
+        info="how fast masked tokens become fewer",
+    )
+    controls["token_temperature"] = gr.Slider(
+        0.001,
+        10,
+        value=shown_number(recipe.token_temperature),
+        step=0.01,
+        label="Token temperature",
+        info="lower is plainer",
+    )
+    controls["choice_temperature"] = gr.Slider(
+        0,
+        100,
+        value=shown_number(recipe.choice_temperature),
+        step=0.1,
+        label="Choice temperature",
+        info="how freely unsure tokens stay",
+    )
+    for end, words in (("start", "none before this share is drawn"), ("end", "none after this share is drawn")):
+        controls[f"guidance_{end}"] = gr.Slider(
+            0, 1, value=getattr(recipe, f"guidance_{end}"), step=0.05, label=f"Guidance {end}", info=words,
+            visible=guided,
+        )  # fmt: skip
+    controls["guidance_schedule"] = gr.Dropdown(
+        list(GUIDANCE_SCHEDULES),
+        value=recipe.guidance_schedule,
+        label="Guidance schedule",
+        info="how it grows over the steps",
+        visible=guided,
+    )
+    controls["revise"] = gr.Slider(
+        0, 0.9, value=recipe.revise, step=0.05, label="Revise", info="share of drawn tokens drawn again each step"
+    )
+    controls["top_p"] = gr.Slider(
+        0.05, 1, value=recipe.top_p, step=0.05, label="Top p", info="leave the least likely codes out; 1 is off"
+    )
 
 
 def wire_preset(pipeline: Pipeline, controls: Mapping[str, Any]) -> None:
@@ -146,8 +177,37 @@ def make_buttons(word: str, pipeline: Pipeline | None, name: str) -> tuple[gr.Bu
     return go, stop
 
 
-def make_gallery(word: str, pipeline: Pipeline | None, name: str, *, pixels: bool) -> tuple[gr.Gallery, gr.Button]:
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Where a run is seen: the components of a tab's right-hand side."""
+
+    status: gr.HTML
+    view: gr.Radio
+    panel: gr.HTML
+    gallery: gr.Gallery
+    animation: gr.DownloadButton
+    sends: dict[str, gr.Button]
+    made: gr.State
+
+
+def result_column(name: str) -> gr.Column:
+    """The right-hand side of tab `name`."""
+    return gr.Column(scale=3, min_width=320, elem_classes="mk-result", elem_id=f"{name}-result")
+
+
+def make_stage(pipeline: Pipeline | None, name: str, waiting: str, *, pixels: bool) -> Stage:
+    """Status, token panel and gallery of tab `name`, in its column."""
+    awake = pipeline is not None
     small = pixels and pipeline is not None and pipeline.image_size <= tokens.PIXELS
+    status = gr.HTML(tokens.status("ready" if awake else "no model"), elem_id=f"{name}-status")
+    views = VIEWS if pipeline and pipeline.generator.has_critic else VIEWS[:-1]
+    with gr.Row(elem_classes="mk-viewing"):
+        view = gr.Radio(
+            list(views), value=VIEWS[0], label="View", show_label=False, container=False, elem_id=f"{name}-view",
+            elem_classes="mk-view", interactive=awake,
+        )  # fmt: skip
+        gr.HTML(tokens.legend())
+    panel = gr.HTML(waiting, elem_id=f"{name}-panel", elem_classes="mk-slot")
     with gr.Column(elem_classes="mk-gallery"):
         gallery = gr.Gallery(
             format="png",
@@ -161,24 +221,54 @@ def make_gallery(word: str, pipeline: Pipeline | None, name: str, *, pixels: boo
             elem_id=f"{name}-gallery",
             elem_classes="mk-pixels" if small else None,
         )
-        send = gr.Button(word, size="sm", elem_id=f"{name}-send", interactive=pipeline is not None)
-    return gallery, send
+        with gr.Row(elem_classes="mk-sends"):
+            sends = {
+                target: gr.Button(word, size="sm", min_width=100, elem_id=f"{name}-to-{target}", interactive=awake)
+                for target, word in TARGETS.items()
+            }
+            animation = gr.DownloadButton(
+                "Save animation", size="sm", min_width=100, elem_id=f"{name}-animation", interactive=False
+            )
+    view.change(None, view, None, js=look.SET_VIEW.replace("NAME", name), **QUIET)
+    return Stage(status, view, panel, gallery, animation, sends, gr.State(None))
+
+
+def run_on(
+    stage: Stage, pipeline: Pipeline, order: runs.Order, edit: Edit | None, view: str, name: str
+) -> Iterator[tuple]:
+    """Draw -> what status, panel, gallery, seed, animation and recipe become, after every step."""
+    frames: Sequence[drawing.Frame] = ()
+    rest = gr.skip(), order.seeds[0], gr.skip(), gr.skip()
+    hatch = f"mk-hatch-{name}"
+    for moment in drawing.draw(pipeline, order, edit, hatch=hatch, with_critic=view == VIEWS[-1]):
+        if moment.pictures is not None:
+            frames = moment.frames
+            pictures = drawing.save(pipeline, order, moment.pictures, stage.gallery.GRADIO_CACHE, edit)
+            made = drawing.recipe_of(pipeline, order, order.seeds[0], edit) | {"images": len(order.seeds)}
+            rest = pictures, order.seeds[0], gr.skip(), made
+        yield moment.status, moment.panel, *rest
+    # The pictures are there: what is left is for those who want to look closer.
+    frames = drawing.judged(pipeline, order, edit, frames)
+    path = drawing.save_animation(pipeline, order, frames, stage.gallery.GRADIO_CACHE)
+    shown = drawing.replay(order, frames, hatch=hatch)
+    yield gr.skip(), shown, gr.skip(), gr.skip(), gr.DownloadButton(value=path, interactive=True), gr.skip()
+
+
+def run_once(pipeline: Pipeline, order: runs.Order, edit: Edit | None, gallery: gr.Gallery) -> tuple:
+    """Draw -> the pictures' files and the seed."""
+    pictures = last(drawing.draw(pipeline, order, edit)).pictures or []
+    return drawing.save(pipeline, order, pictures, gallery.GRADIO_CACHE, edit), order.seeds[0]
 
 
 def wire_run(
-    go: gr.Button,
-    stop: gr.Button,
-    run: Callable[..., Iterator[tuple]],
-    inputs: Mapping[str, Any],
-    status: gr.HTML,
-    panel: gr.HTML,
-    gallery: gr.Gallery,
+    go: gr.Button, stop: gr.Button, run: Callable[..., Iterator[tuple]], inputs: Mapping[str, Any], stage: Stage
 ) -> None:
-    """`run` yields what status, panel, gallery and seed show."""
+    """`run` yields what `run_on` yields."""
+    status = stage.status
     event = go.click(
         run,
-        inputs_kwargs=dict(inputs),
-        outputs=[status, panel, gallery, inputs["seed"]],
+        inputs_kwargs={**inputs, "view": stage.view},
+        outputs=[status, stage.panel, stage.gallery, inputs["seed"], stage.animation, stage.made],
         show_progress="minimal",  # the place in the queue
         show_progress_on=status,
         api_visibility="private",
@@ -188,28 +278,47 @@ def wire_run(
     stop.click(lambda: tokens.status("stopped"), None, status, cancels=[event], queue=False, **QUIET)
 
 
-def wire_send(
-    gallery: gr.Gallery, button: gr.Button, editor: gr.ImageEditor, radius: gr.Number, switch: gr.Tabs
-) -> None:
-    """Opens the chosen picture of a gallery, or its first, in the editor."""
-    chosen = gr.State(0)
+def wire_sends(stages: Sequence[Stage], canvases: Mapping[str, Canvas], upload: gr.Image, switch: gr.Tabs) -> None:
+    """Each stage's buttons open the chosen picture of its gallery, or its first, in another tab."""
+    for stage in stages:
+        chosen = gr.State(0)
+        stage.gallery.select(_choose, None, chosen, **QUIET)
+        stage.gallery.change(lambda: 0, None, chosen, **QUIET)
+        for target, button in stage.sends.items():
+            if target == "outpaint":
+                button.click(_send_file, [stage.gallery, chosen], [upload, switch], **QUIET)
+                continue
+            canvas = canvases[target]
+            button.click(
+                functools.partial(_send_picture, target),
+                [stage.gallery, chosen],
+                [canvas.editor, canvas.radius, switch],
+                **QUIET,
+            ).then(None, canvas.radius, canvas.editor, js=look.set_brush(canvas.name), **QUIET).then(
+                None, None, None, js=look.PREVIEW.replace("NAME", canvas.name), **QUIET
+            )
 
-    def choose(event: gr.SelectData) -> int:
-        return event.index
 
-    def send(pictures: list | None, index: int) -> tuple:
-        with kindly():
-            if not pictures:
-                raise ValueError("there is no picture yet: draw one first")
-            picture = open_upload(pictures[min(index, len(pictures) - 1)][0])
-            drawing = {"background": picture, "layers": [], "composite": None}
-            return drawing, runs.brush_radius(Drawing(picture, None)), gr.Tabs(selected="inpaint")
+def _choose(event: gr.SelectData) -> int:
+    return event.index
 
-    gallery.select(choose, None, chosen, **QUIET)
-    gallery.change(lambda: 0, None, chosen, **QUIET)
-    button.click(send, [gallery, chosen], [editor, radius, switch], **QUIET).then(
-        None, radius, editor, js=look.SET_BRUSH, **QUIET
-    )
+
+def _send_picture(target: str, pictures: list | None, index: int) -> tuple:
+    with kindly():
+        picture = open_upload(_chosen(pictures, index))
+        drawn = {"background": picture, "layers": [], "composite": None}
+        return drawn, runs.brush_radius(Drawing(picture, None)), gr.Tabs(selected=target)
+
+
+def _send_file(pictures: list | None, index: int) -> tuple:
+    with kindly():
+        return _chosen(pictures, index), gr.Tabs(selected="outpaint")
+
+
+def _chosen(pictures: list | None, index: int) -> str:
+    if not pictures:
+        raise ValueError("there is no picture yet: draw one first")
+    return pictures[min(index, len(pictures) - 1)][0]
 
 
 def add_endpoint(
@@ -224,15 +333,6 @@ def add_endpoint(
 def pictures_and_seed() -> list[Any]:
     """What the calls that draw answer with."""
     return [gr.Gallery(visible=False, format="png", label="pictures"), gr.Number(visible=False, label="seed")]
-
-
-def saved(
-    pipeline: Pipeline, order: runs.Order, moment: runs.Moment, gallery: gr.Gallery, hole: Hole | None = None
-) -> Any:
-    """The gallery's value: nothing new until the last moment."""
-    if moment.pictures is None:
-        return gr.skip()
-    return runs.save(pipeline, order, moment.pictures, gallery.GRADIO_CACHE, hole=hole)
 
 
 def last(items: Iterator[Any]) -> Any:

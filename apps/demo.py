@@ -4,20 +4,22 @@
 """
 
 import html
+import importlib.util
 import ipaddress
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.themes import Default
 
 from maskimg.pipeline import Pipeline, bundled_models
-from maskimg_apps import look, runs, tabs
-from maskimg_apps.controls import wire_send
+from maskimg_apps import edits, look, runs, tabs
+from maskimg_apps.controls import wire_sends
+from maskimg_apps.info import info_tab, keep_recipes
 
 TRAIN, OPEN = "maskimg train FOLDER --out DIR", "maskimg demo --model DIR"
 MAX_FILE = "16mb"
@@ -29,18 +31,24 @@ def build(pipeline: Pipeline | None) -> gr.Blocks:
         gr.HTML(_header(pipeline))
         if pipeline is None:
             gr.HTML(_banner())
+        controls: dict[str, dict[str, Any]] = {}
+        kept = keep_recipes()
         with gr.Tabs() as switch:
             with gr.Tab("Generate", id="generate"):
-                pictures, send = tabs.generate_tab(pipeline)
+                controls["generate"], drawn = tabs.generate_tab(pipeline)
             with gr.Tab("Inpaint", id="inpaint"):
-                editor, radius, results, again = tabs.inpaint_tab(pipeline)
+                controls["inpaint"], inpainted, canvas = edits.inpaint_tab(pipeline)
+            with gr.Tab("Outpaint", id="outpaint"):
+                controls["outpaint"], outpainted, upload = edits.outpaint_tab(pipeline)
+            with gr.Tab("Variations", id="vary"):
+                controls["vary"], varied, other = edits.vary_tab(pipeline)
             with gr.Tab("Reconstruct", id="reconstruct"):
                 tabs.reconstruct_tab(pipeline)
+            stages = [drawn, inpainted, outpainted, varied]
+            with gr.Tab("Info", id="info"):
+                info_tab(page, kept, pipeline, controls, stages, switch)
         if pipeline is not None:
-            for gallery, button in ((pictures, send), (results, again)):
-                wire_send(gallery, button, editor, radius, switch)
-            with gr.Accordion("About this model", open=False):
-                gr.HTML(_table(runs.facts(pipeline)))
+            wire_sends(stages, {"inpaint": canvas, "vary": other}, upload, switch)
     return page
 
 
@@ -52,6 +60,7 @@ def launch(
     share: bool = False,
     login: tuple[str, str] | None = None,
     open_browser: bool = False,
+    mcp: bool = False,
 ) -> str:
     """Serve a page in the background, with everything off that a stranger could misuse -> its address.
 
@@ -79,7 +88,7 @@ def launch(
         run_history=False,
         ssr_mode=False,
         strict_cors=True,
-        mcp_server=False,
+        mcp_server=mcp,
         pwa=False,
         allowed_paths=[],
     )
@@ -97,10 +106,12 @@ def serve(
     device: str = "auto",
     dtype: str = "auto",
     open_browser: bool = False,
+    mcp: bool = False,
 ) -> None:
     """Open the demo and stay until Ctrl-C.
 
     Args:
+        mcp: offer the page's calls as tools of a Model Context Protocol server too.
         model: as in `Pipeline.from_pretrained`; None is the first bundled one.
         port: the first to try.
 
@@ -113,6 +124,8 @@ def serve(
         raise ValueError(
             "others could reach this page: give --user NAME and --password-file FILE, or leave out --host and --share"
         )
+    if mcp and importlib.util.find_spec("mcp") is None:
+        raise ValueError("--mcp needs a package more: pip install 'gradio[mcp]'")
     name = model or next(iter(bundled_models()), None)
     pipeline = Pipeline.from_pretrained(name, device=device, dtype=dtype) if name else None
 
@@ -125,7 +138,9 @@ def serve(
         if free != port:
             print(f"port {port} is taken, using {free}")
         page = build(pipeline)
-        address = launch(page, host=host, port=free, share=share, login=login, open_browser=open_browser)
+        address = launch(page, host=host, port=free, share=share, login=login, open_browser=open_browser, mcp=mcp)
+        if mcp:
+            print(f"tools for agents: {address}gradio_api/mcp/")
         print(
             f"maskimg demo: {address}  (Ctrl-C stops it)" + ("" if pipeline else f"\nno model yet: {TRAIN}"), flush=True
         )
@@ -170,11 +185,6 @@ def _banner() -> str:
         '<div class="mk-banner" role="alert">No model is loaded. Train one on a folder of pictures:<br>'
         f"<code>{TRAIN}</code><br>then open it:<br><code>{OPEN}</code></div>"
     )
-
-
-def _table(facts: Mapping[str, str]) -> str:
-    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in facts.items())
-    return f'<table class="mk-table">{rows}</table>'
 
 
 # The door to the outside.

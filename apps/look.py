@@ -2,6 +2,12 @@
 
 PAINT = "#e6007a"  # of the brush: seldom in pictures, and seen on light and dark
 
+# Purple to yellow, brighter at each step: the same order without colour.
+_RAMP = "\n".join(
+    f".mk-r{level} {{ fill: {colour}; background: {colour}; }}"
+    for level, colour in enumerate(("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"))
+)
+
 CSS = """
 .gradio-container { max-width: 1240px !important; width: 100% !important; margin: 0 auto !important; }
 .gradio-container .html-container { padding: 0; }
@@ -25,8 +31,8 @@ CSS = """
 
 .mk-panel { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: .6rem; }
 .mk-panel[style*="--columns:1"] { max-width: 480px; margin: 0 auto; }
-.mk-panel figure, .mk-film figure { margin: 0; min-width: 0; }
-.mk-panel figcaption, .mk-film figcaption { text-align: center; font-size: .8rem; padding-top: .2rem;
+.mk-panel figure, .mk-replay figure { margin: 0; min-width: 0; }
+.mk-panel figcaption { text-align: center; font-size: .8rem; padding-top: .2rem;
   color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .mk-tile { position: relative; width: 100%; overflow: hidden; border-radius: 8px;
   background: var(--background-fill-secondary); box-shadow: 0 0 0 1px var(--border-color-primary); }
@@ -47,25 +53,55 @@ CSS = """
   .mk-fresh { animation: none; opacity: .7; }  .mk-status i { transition: none; }
 }
 
-.mk-film { margin-top: .4rem; }
-.mk-film p, .mk-count { font-size: .9rem; color: var(--body-text-color-subdued); margin: 0 0 .35rem; }
+.mk-replay { margin-top: .6rem; padding: .9rem 1rem; border: 1px solid var(--border-color-primary);
+  border-radius: 12px; background: var(--background-fill-secondary); }
+.mk-replay p, .mk-count { font-size: .9rem; color: var(--body-text-color-subdued); margin: 0 0 .5rem; }
 .mk-count { color: var(--body-text-color); font-variant-numeric: tabular-nums; min-height: 1.4rem; }
-.mk-strip { display: flex; gap: .4rem; overflow-x: auto; padding: 2px 2px .5rem; scrollbar-width: thin; }
-.mk-strip figure { flex: 0 0 74px; }
-.mk-strip .mk-tile { border-radius: 5px; }
+.mk-frames { max-width: 320px; margin: 0 auto; }
+.mk-frame { display: none; } .mk-frame.mk-now { display: block; }
+.mk-replay .mk-fresh { animation: none; opacity: .8; }
+.mk-scrub { display: flex; flex-direction: column; gap: .2rem; max-width: 420px; margin: .6rem auto 0; }
+.mk-scrub input { width: 100%; accent-color: var(--color-accent); cursor: pointer; height: 1.6rem; }
+.mk-scrub output { text-align: center; font-size: .86rem; color: var(--body-text-color-subdued);
+  font-variant-numeric: tabular-nums; }
+
+/* What is seen in the grid: tokens, or one of the two scores. */
+.mk-viewing { align-items: center; justify-content: space-between; gap: .4rem 1rem; flex-wrap: wrap; }
+.mk-viewing > * { flex: 0 0 auto !important; min-width: 0 !important; width: auto !important; }
+.mk-view .wrap { gap: .35rem !important; }
+.mk-view label { padding: .22rem .8rem !important; border-radius: 999px !important; font-size: .86rem; }
+.mk-view label { gap: 0 !important; }
+.mk-view label span { margin: 0 !important; }
+.mk-view label.selected { background: var(--color-accent) !important; border-color: var(--color-accent) !important; }
+.mk-view label.selected span { color: #fff; }
+.mk-view label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+.mk-view input { position: absolute; opacity: 0; width: 1px !important; height: 1px !important; }
+.mk-heat { display: none; opacity: .82; }
+[data-view=confidence] .mk-confidence, [data-view=critic] .mk-critic { display: block; }
+[data-view=confidence] .mk-fresh, [data-view=critic] .mk-fresh { stroke: #fff; }
+.mk-legend { display: none; align-items: center; gap: .4rem; font-size: .8rem; margin: 0;
+  color: var(--body-text-color-subdued); }
+[data-view=confidence] .mk-legend, [data-view=critic] .mk-legend { display: flex; }
+.mk-legend b { display: flex; border-radius: 4px; overflow: hidden; } .mk-legend i { width: 14px; height: 10px; }
+RAMP
 
 /* One place for the drawing and for what was drawn: while a panel is live the finished pictures step aside. */
 .mk-result:has(.mk-live) .mk-gallery { display: none !important; }
-.mk-result .mk-slot:has(.mk-film) { order: 1; }
+.mk-result .mk-slot:has(.mk-replay) { order: 1; }
 .mk-fill img { width: 100% !important; height: 100% !important; object-fit: contain; }
+.mk-sends { gap: .5rem !important; }
 .mk-gallery { gap: .5rem !important; }
 .mk-check { display: flex; flex-direction: column; justify-content: center; }
 .mk-gallery .grid-wrap { height: auto !important; max-height: none !important; }
 .mk-run:not(:has(.mk-running)) .mk-stop { opacity: .45; }
-.mk-table { font-size: .9rem; border-collapse: collapse; }
-.mk-table th { text-align: left; font-weight: 500; padding: .15rem 1.2rem .15rem 0;
-  color: var(--body-text-color-subdued);  vertical-align: top; white-space: nowrap; }
-.mk-table td { padding: .15rem 0; overflow-wrap: anywhere; }
+.mk-note { border-left: 3px solid var(--color-accent); padding: .35rem .8rem; margin: 0 0 .6rem; font-size: .92rem;
+  background: var(--color-accent-soft); border-radius: 0 8px 8px 0; }
+.mk-table { width: 100%; border: 0 !important; border-collapse: collapse; font-size: .9rem; }
+.mk-table tr, .mk-table th, .mk-table td { border: 0 !important; }
+.mk-table tr + tr { border-top: 1px solid var(--border-color-primary) !important; }
+.mk-table th { text-align: left; font-weight: 400; padding: .3rem 1.2rem .3rem .1rem !important; white-space: nowrap;
+  color: var(--body-text-color-subdued); vertical-align: top; }
+.mk-table td { padding: .3rem 0 !important; overflow-wrap: anywhere; }
 .mk-figures { width: 100%; border: 0 !important; border-collapse: collapse; font-size: .92rem;
   font-variant-numeric: tabular-nums; }
 .mk-figures th, .mk-figures td { border: 0 !important; padding: .26rem .1rem !important; }
@@ -76,15 +112,16 @@ CSS = """
 .mk-figures tr:first-child td { color: var(--color-accent); }
 /* Below its label and its buttons, not under them. */
 .mk-shown img { padding: 30px 2px 2px; box-sizing: border-box; }
+#outpaint-upload img { padding: 30px 2px 48px; box-sizing: border-box; }
 @media (max-width: 640px) {
   .gradio-container { padding-left: 10px !important; padding-right: 10px !important; }
   .mk-panel { gap: .4rem; }
   .mk-hint:has(kbd) { display: none; }
 }
-""".replace("PAINT", PAINT)
+""".replace("PAINT", PAINT).replace("RAMP", _RAMP)
 
-# Ctrl+Enter runs and Esc stops whatever the open tab shows. A stroke, or a press on the editor's tools, that has ended,
-# wherever it ended, asks for a new preview.
+# Ctrl+Enter runs and Esc stops whatever the open tab shows. A stroke, or a press on an editor's tools, that has ended,
+# wherever it ended, asks for a new preview. The slider of a replay shows one of its frames.
 HEAD = """<script>
 document.addEventListener("keydown", (event) => {
   const press = (name) => {
@@ -98,23 +135,47 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "Escape" && document.querySelector(".mk-running")) press("button.mk-stop");
 }, true);
 
-let painting = false;
-document.addEventListener("pointerdown", (event) => { painting = Boolean(event.target.closest?.("#editor")); }, true);
+let painting = null;
+document.addEventListener("pointerdown", (event) => { painting = event.target.closest?.(".mk-editor"); }, true);
 document.addEventListener("pointerup", () => {
-  if (painting) setTimeout(() => document.querySelector("#painted")?.click(), 150);
-  painting = false;
+  const name = painting?.id;
+  if (name) setTimeout(() => document.getElementById(name + "-painted")?.click(), 150);
+  painting = null;
+}, true);
+
+document.addEventListener("input", (event) => {
+  const replay = event.target.closest?.(".mk-replay");
+  if (!replay) return;
+  const frames = replay.querySelectorAll(".mk-frame");
+  frames.forEach((frame, i) => frame.classList.toggle("mk-now", i === Number(event.target.value)));
+  replay.querySelector("output").textContent = frames[event.target.value].dataset.words;
 }, true);
 </script>"""
+
+SET_VIEW = """(view) => { document.getElementById("NAME-result").dataset.view = view.toLowerCase(); }"""
+
+# A picture that was sent to an editor: its preview is asked for once it is there.
+PREVIEW = """() => { setTimeout(() => document.getElementById("NAME-painted")?.click(), 1000); }"""
+
+PRESS = """(name) => { if (name) setTimeout(() => document.getElementById(name + "-go")?.click(), 300); }"""
 
 KEYS = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> draws, <kbd>Esc</kbd> stops.</p>'
 
 KEYS_AGAIN = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> runs the round trip again.</p>'
 
-# Fits the brush to a picture of another size, and leaves a brush alone that a person has set since. From the browser:
-# an update from the server would build the editor anew, without its guard.
-SET_BRUSH = """(radius) => {
-  if (!radius || radius === window.maskimgRadius) return {__type__: "update"};
-  window.maskimgRadius = radius;
+
+def set_brush(name: str) -> str:
+    """Fits the brush of editor `name` to another picture, and leaves a brush alone that a person has set since.
+
+    From the browser: an update from the server would build the editor anew, without its guard.
+    """
+    return _SET_BRUSH.replace("NAME", name).replace("PAINT", PAINT)
+
+
+_SET_BRUSH = """(radius) => {
+  const set = window.maskimgRadius ??= {};
+  if (!radius || radius === set["NAME"]) return {__type__: "update"};
+  set["NAME"] = radius;
   const brush = {default_size: radius, colors: ["PAINT"], default_color: "PAINT", color_mode: "fixed"};
   return {__type__: "update", brush, eraser: {default_size: radius}};
-}""".replace("PAINT", PAINT)
+}"""

@@ -1,15 +1,11 @@
-"""What the buttons do: the values of the page -> the pipeline -> status lines, token panels and pictures.
-
-Shapes: b images, h w tokens.
-"""
+"""What the values of the page mean: what is asked for, what is to be redrawn, and the facts about a model."""
 
 import dataclasses
 import json
 import math
 import re
 import secrets
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +13,24 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maskimg.editing import Edit
 from maskimg.hole import Hole
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline, expand_seeds
-from maskimg.recipe import write_png
 from maskimg.reconstruction import Reconstruction
 from maskimg.sampler import Sampler
 from maskimg.sampler import describe as describe_sampler
 from maskimg_apps import tokens
 from maskimg_apps.uploads import Drawing, open_upload
-from vqgan.images import heat_map, to_pil
 
 MAX_IMAGES = 16
 MAX_BEST_OF = 8
 COVERAGE = {"any pixel": 0.0, "10 %": 0.1, "25 %": 0.25, "50 %": 0.5}
+SIGHT = {"the whole picture": 1, "half of it at a time": 2, "a quarter at a time": 4, "an eighth at a time": 8}
+SIDES = ("left", "top", "right", "bottom")
 SIZES = {"the model's": None, "up to 256": 256, "up to 512": 512}  # longer sides of a picture to be reconstructed
 NOT_OPEN = "no picture is open: drop one on the canvas"
 NOT_PAINTED = "nothing is painted. Paint the part to redraw"
-
-# Previews may take this much time, and this share of it: a slow decoder must not slow the drawing down.
-FREE_SECONDS, SHARE = 0.4, 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +41,6 @@ class Order:
     seeds: list[int]
     sampler: Sampler
     best_of: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Moment:
-    """What the page shows now; `pictures` (b) are there at the end only."""
-
-    status: str
-    panel: str
-    pictures: list[Image.Image] | None = None
 
 
 def label_key(field: str) -> str:
@@ -70,12 +55,12 @@ def read_order(pipeline: Pipeline, values: Mapping[str, Any]) -> Order:
         ValueError: a value is missing, no number, or out of range.
     """
     label = {field: values[label_key(field)] for field in pipeline.labels.names if values.get(label_key(field))}
-    count = _whole("images", values["images"], 1, MAX_IMAGES)
-    seed = secrets.randbelow(SEEDS) if values["random_seed"] else _whole("seed", values["seed"], 0, SEEDS - 1)
-    start = pipeline.recipe
+    count = whole("images", values["images"], 1, MAX_IMAGES)
+    seed = secrets.randbelow(SEEDS) if values["random_seed"] else whole("seed", values["seed"], 0, SEEDS - 1)
+    start = Sampler(**values["base"]) if values.get("base") else pipeline.recipe
     changed: dict[str, Any] = {"order": values["order"], "schedule": values["schedule"]}
-    changed["steps"] = _whole("steps", values["steps"], 1, 1024)
-    changed |= {name: _number(name, values[name]) for name in _NUMBERS if name in values}
+    changed["steps"] = whole("steps", values["steps"], 1, 1024)
+    changed |= {name: number(name, values[name]) for name in _NUMBERS if name in values}
     if "guidance_schedule" in values:
         changed["guidance_schedule"] = values["guidance_schedule"]
     # A list over the steps is shown as one number; it stays a list until somebody moves the slider.
@@ -84,7 +69,7 @@ def read_order(pipeline: Pipeline, values: Mapping[str, Any]) -> Order:
         changed["counts"] = ()
     if values.get("preset"):
         start, changed = pipeline.sampler(values["preset"]), {}
-    best_of = _whole("best of", values.get("best_of", 1), 1, MAX_BEST_OF)
+    best_of = whole("best of", values.get("best_of", 1), 1, MAX_BEST_OF)
     if best_of > 1 and not pipeline.generator.has_critic:
         raise ValueError("best of needs a critic, and this model has none")
     return Order(label, expand_seeds(seed, count), dataclasses.replace(start, **changed), best_of)
@@ -100,100 +85,8 @@ def shown_number(value: Any) -> Any:
     return round(sum(value) / len(value), 2) if isinstance(value, tuple) and value else value
 
 
-def draw(
-    pipeline: Pipeline, order: Order, *, hole: Hole | None = None, hatch: str = "maskimg-hatch"
-) -> Iterator[Moment]:
-    """Draw and yield what to show after every step; the last moment has the pictures and the film of the first."""
-    b, steps = len(order.seeds), order.sampler.steps
-    codes = hole.codes.expand(b, -1, -1) if hole else None
-    unknown = hole.tokens[0].cpu().numpy() if hole else np.ones(pipeline.grid, bool)
-    small = _small(pipeline, hole) if hole else None
-    box = _in_tokens(pipeline, hole)
-    films: list[list[str]] = []
-    started, spent, elapsed = time.perf_counter(), 0.0, 0.0
-    drawn: list[Image.Image] = []
-
-    def tiles(pictures: Sequence[Image.Image | None], masked: np.ndarray, fresh: np.ndarray | None) -> list[str]:
-        return [
-            tokens.tile(
-                picture,
-                box,
-                veiled=masked[i],
-                fresh=fresh[i] if fresh is not None else None,
-                caption=f"seed {order.seeds[i]}",
-                hatch=hatch,
-            )
-            for i, picture in enumerate(pictures)
-        ]
-
-    blank = [small.image if small else None] * b
-    masked = np.repeat(unknown[None], b, 0)
-    shown = tokens.panel(tiles(blank, masked, None), "nothing is drawn yet", live=True, hatch=hatch)
-    yield Moment(tokens.status(f"step 0/{steps} · starting", running=True), shown)
-
-    found: list[torch.Tensor] = []
-    for candidate in range(order.best_of):
-        # Candidates of one picture are numbered in the upper half of its seed, as in `Pipeline.generate`.
-        seeds = [seed + candidate * SEEDS for seed in order.seeds]
-        words_before = f"candidate {candidate + 1}/{order.best_of} · " if order.best_of > 1 else ""
-        masked, frames = np.repeat(unknown[None], b, 0), []
-        films.append(frames)
-        for preview in pipeline.steps(order.label, codes=codes, seeds=seeds, sampler=order.sampler):
-            now = preview.masked.cpu().numpy()
-            elapsed = time.perf_counter() - started
-            last = preview.step == steps or not now.any()
-            through = (candidate + preview.step / steps) / order.best_of
-            line = f"{words_before}step {preview.step}/{steps} · {elapsed:.1f} s · "
-            line += f"~{elapsed * (1 - through) / through:.1f} s left"
-            if last or spent <= FREE_SECONDS + SHARE * elapsed:
-                began = time.perf_counter()
-                drawn = [to_pil(image) for image in pipeline.decode(preview.codes)]
-                pictures = [small.paste(each) for each in drawn] if small else drawn
-                fixed = int((unknown & ~now[0]).sum())
-                words = f"step {preview.step} of {steps}, {fixed} of {int(unknown.sum())} tokens fixed"
-                shown = tokens.panel(tiles(pictures, now, masked & ~now), words, live=True, hatch=hatch)
-                frames.append(tokens.tile(pictures[0], box, veiled=now[0], caption=f"step {preview.step}", hatch=hatch))
-                masked = now
-                spent += time.perf_counter() - began
-            yield Moment(tokens.status(line, through, running=True), shown)
-            if last:
-                found.append(preview.codes)
-                break
-    best = found[0]
-    if order.best_of > 1:
-        best = pipeline.most_believed(order.label, found)
-        drawn = [to_pil(image) for image in pipeline.decode(best)]
-        frames = next(film for film, codes in zip(films, found, strict=True) if torch.equal(codes[0], best[0]))
-
-    if pipeline.generator.has_critic:
-        chances = pipeline.doubts(order.label, best[:1]).sigmoid()[0].cpu()
-        heat = heat_map(drawn[0], chances)
-        heat = heat.crop(hole.box) if hole else heat
-        frames = [*frames, tokens.tile(heat, box, caption="critic's doubts", hatch=hatch)]
-    done = f"{b} {'picture' if b == 1 else 'pictures'} in {time.perf_counter() - started:.1f} s"
-    film = tokens.film(frames, f"How seed {order.seeds[0]} was drawn", hatch=hatch)
-    yield Moment(tokens.status(done, 1), film, [hole.paste(each) for each in drawn] if hole else drawn)
-
-
-def save(
-    pipeline: Pipeline, order: Order, pictures: Sequence[Image.Image], folder: str | Path, *, hole: Hole | None = None
-) -> list[tuple[str, str]]:
-    """Write PNGs with their recipes under `folder` -> (path, caption) for the gallery."""
-    directory = Path(folder) / secrets.token_hex(16)
-    directory.mkdir(parents=True)
-    saved = []
-    for seed, picture in zip(order.seeds, pictures, strict=True):
-        recipe = pipeline.recipe_for(order.label, seed, order.sampler, best_of=order.best_of)
-        if hole:
-            recipe |= {"task": "inpaint", "tokens_redrawn": int(hole.tokens.sum())}
-        path = directory / f"{_file_name(pipeline)}-{seed}.png"
-        write_png(picture, recipe, path)
-        saved.append((str(path), f"seed {seed}"))
-    return saved
-
-
-def read_hole(pipeline: Pipeline, drawing: Drawing, mask_file: str | None, grow: float, coverage: str) -> Hole:
-    """What is to be redrawn: the paint and the white of the mask file, together.
+def read_canvas(drawing: Drawing, mask_file: str | None) -> tuple[Image.Image, np.ndarray]:
+    """The picture on a canvas and what is to be redrawn, bool (H, W): the paint and the white of the file, together.
 
     Raises:
         ImageError, ValueError: nothing is open or painted, the sizes differ, or a file cannot be read.
@@ -214,21 +107,47 @@ def read_hole(pipeline: Pipeline, drawing: Drawing, mask_file: str | None, grow:
         mask |= np.asarray(white.convert("L")) > 127
     if not mask.any():
         raise ValueError(NOT_PAINTED)
-    return make_hole(pipeline, picture, mask, grow, coverage)
+    return picture, mask
 
 
-def make_hole(pipeline: Pipeline, picture: Image.Image, mask: Any, grow: float, coverage: str) -> Hole:
-    """`Pipeline.hole` with the values of the page."""
-    if coverage not in COVERAGE:
-        raise ValueError(f"redraw a token when must be one of {', '.join(COVERAGE)}, got `{coverage}`")
-    return pipeline.hole(picture, mask, coverage=COVERAGE[coverage], grow=_whole("grow", grow, 0, 4))
+def hole_options(picture: Image.Image, grow: Any, coverage: Any, sight: Any) -> dict[str, Any]:
+    """The page's values as the options of `Pipeline.inpaint`."""
+    for name, value, known in (("redraw a token when", coverage, COVERAGE), ("the model sees", sight, SIGHT)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got `{value}`")
+    window = None if SIGHT[sight] == 1 else -(-max(picture.size) // SIGHT[sight])
+    return {"coverage": COVERAGE[coverage], "grow": whole("grow", grow, 0, 4), "window": window}
 
 
-def show_hole(pipeline: Pipeline, hole: Hole) -> str:
+def read_margins(values: Mapping[str, Any], pipeline: Pipeline) -> tuple[int, int, int, int]:
+    """How many tokens are drawn on each side."""
+    limit = pipeline.grid[0] // 2
+    left, top, right, bottom = (whole(side, values[side], 0, limit) for side in SIDES)
+    if not left + top + right + bottom:
+        raise ValueError("no side is chosen: say how many tokens to draw on one of them")
+    return left, top, right, bottom
+
+
+def show_hole(pipeline: Pipeline, hole: Hole, word: str = "redrawn") -> str:
     """The picture with its token grid, the tokens to be redrawn tinted, and how many they are."""
     cells = hole.tokens[0].cpu().numpy()
-    words = f"{cells.sum()} of {cells.size} tokens ({cells.mean():.0%}) will be redrawn".replace("%", " %")
-    tile = tokens.tile(hole.image, _in_tokens(pipeline, hole), tinted=cells)
+    words = f"{cells.sum()} of {cells.size} tokens ({cells.mean():.0%}) will be {word}".replace("%", " %")
+    return _show_tinted(pipeline, hole, words)
+
+
+def show_variation(pipeline: Pipeline, edit: Edit) -> str:
+    """The same of a variation: the tokens in reach tinted, and how many of them are redrawn."""
+    hole = edit.hole
+    if hole is None:
+        raise ValueError("a variation begins with a picture")
+    words = f"{edit.numbers['tokens_redrawn']} of {int(hole.tokens.sum())} tokens will be redrawn, others for each seed"
+    return _show_tinted(pipeline, hole, words)
+
+
+def _show_tinted(pipeline: Pipeline, hole: Hole, words: str) -> str:
+    cells = hole.tokens[0].cpu().numpy()
+    left, top, right, bottom = (side / pipeline.tokenizer.stride for side in hole.box)
+    tile = tokens.tile(hole.image, (left, top, right, bottom), tinted=cells)
     return f'<p class="mk-count" role="status">{words}</p>' + tokens.panel(
         [tile], words, live=True, hatch="maskimg-hole"
     )
@@ -254,11 +173,16 @@ def in_a_line(result: Reconstruction) -> str:
 
 def save_reconstruction(pipeline: Pipeline, result: Reconstruction, folder: str | Path) -> str:
     """Write the reconstruction as a PNG under `folder` -> its path."""
-    directory = Path(folder) / secrets.token_hex(16)
-    directory.mkdir(parents=True)
-    path = directory / f"{_file_name(pipeline)}-reconstruction.png"
+    path = fresh_folder(folder) / f"{file_name(pipeline)}-reconstruction.png"
     result.image.save(path, format="PNG")
     return str(path)
+
+
+def fresh_folder(folder: str | Path) -> Path:
+    """A new folder whose name nobody can guess."""
+    directory = Path(folder) / secrets.token_hex(16)
+    directory.mkdir(parents=True)
+    return directory
 
 
 def brush_radius(drawing: Drawing) -> int:
@@ -297,33 +221,57 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _small(pipeline: Pipeline, hole: Hole) -> Hole:
-    """The hole at the model's size: a preview must not paste into a photo of 20 megapixels at every step."""
-    left, top, right, bottom = hole.box
-    image = hole.image.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
-    rows, columns = (np.arange(*span) // pipeline.tokenizer.stride for span in ((top, bottom), (left, right)))
-    return dataclasses.replace(hole, image=image, rows=rows, columns=columns)
-
-
-def _file_name(pipeline: Pipeline) -> str:
+def file_name(pipeline: Pipeline) -> str:
     return re.sub(r"[^\w.-]+", "-", pipeline.name)
 
 
-def _in_tokens(pipeline: Pipeline, hole: Hole | None) -> tokens.Box:
-    if hole is None:
-        return (0, 0, pipeline.grid[1], pipeline.grid[0])
-    left, top, right, bottom = (side / pipeline.tokenizer.stride for side in hole.box)
-    return left, top, right, bottom
+def read_settings(pipeline: Pipeline, recipe: Any) -> tuple[str, dict[str, Any], list[str]]:
+    """A recipe -> its task, the values of the controls that draw it again, and what stands against that in words.
+
+    Raises:
+        ValueError: it is none, or none of this version's.
+    """
+    try:
+        sampler, task = Sampler(**recipe["sampler"]), str(recipe["task"])
+        seed = whole("seed", recipe["seed"], 0, SEEDS - 1)
+        values: dict[str, Any] = {name: shown_number(value) for name, value in vars(sampler).items()}
+        values |= {"base": sampler.numbers(), "seed": seed, "random_seed": False, "preset": ""}
+        values["images"] = whole("images", recipe.get("images", 1), 1, MAX_IMAGES)
+        values["best_of"] = whole("best of", recipe.get("best_of", 1), 1, MAX_BEST_OF)
+        label = {str(field): str(name) for field, name in recipe["label"].items()}
+        if task == "outpaint":
+            values |= {side: whole(side, n, 0, 64) for side, n in zip(SIDES, recipe["margins"], strict=True)}
+        if task == "vary":
+            values["strength"] = number("strength", recipe["strength"])
+        if task == "inpaint":
+            values["grow"] = whole("grow", recipe["grow"], 0, 4)
+            values["coverage"] = next(key for key, share in COVERAGE.items() if share == recipe["coverage"])
+    except (KeyError, TypeError, AttributeError, StopIteration, ValueError) as error:
+        raise ValueError(f"this recipe cannot be used here ({error or 'a value is not offered'})") from error
+
+    notes = []
+    for field, names in pipeline.labels.names.items():
+        found = label.pop(field, "")
+        values[label_key(field)] = found if found in names else ("" if not pipeline.labels.required else names[0])
+        if found and found not in names:
+            notes.append(f"this model has no {field} `{found}`")
+    notes += [f"this model has no labels of the kind `{field}`" for field in label]
+    mine = pipeline.about.get("manifest_sha256")
+    if recipe.get("model") != pipeline.name or (mine and recipe.get("model_sha256") not in (None, mine)):
+        notes.append(f"it was drawn by the model `{recipe.get('model')}`, and this is another one")
+    if recipe.get("dtype") not in (None, str(pipeline.dtype).removeprefix("torch.")):
+        notes.append(f"it was drawn in {recipe['dtype']}: a few tokens may differ")
+    return task, values, notes
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name.replace('_', ' ')} must be a number, got `{value}`")
     return float(value)
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    number = _number(name, value)
-    if number != int(number) or not low <= number <= high:
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    found = number(name, value)
+    if found != int(found) or not low <= found <= high:
         raise ValueError(f"{name} must be a whole number between {low} and {high}, got {value}")
-    return int(number)
+    return int(found)

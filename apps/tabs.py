@@ -1,4 +1,4 @@
-"""The three tabs. Without a pipeline they are drawn but asleep: nothing is wired."""
+"""Generate and Reconstruct. Without a pipeline the tabs are drawn but asleep: nothing is wired."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,137 +12,44 @@ from maskimg_apps import look, runs, tokens
 from maskimg_apps.controls import (
     DRAWING,
     QUIET,
+    Stage,
     add_endpoint,
-    last,
     make_buttons,
     make_controls,
-    make_gallery,
+    make_stage,
     pictures_and_seed,
-    saved,
+    result_column,
+    run_on,
+    run_once,
     wire_run,
 )
 from maskimg_apps.errors import kindly
-from maskimg_apps.uploads import Drawing, guard_editor, guard_image, open_upload
+from maskimg_apps.uploads import guard_image
 
 
-def generate_tab(pipeline: Pipeline | None) -> tuple[gr.Gallery, gr.Button]:
+def generate_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage]:
     with gr.Row(elem_classes="mk-run"):
         with gr.Column(scale=2, min_width=300):
             controls = make_controls(pipeline, pipeline.example if pipeline else None)
             go, stop = make_buttons("Generate", pipeline, "generate")
             gr.HTML(look.KEYS)
-        with gr.Column(scale=3, min_width=320, elem_classes="mk-result"):
-            status = gr.HTML(tokens.status("ready" if pipeline else "no model"), elem_id="generate-status")
-            panel = gr.HTML(_waiting(pipeline), elem_id="generate-panel", elem_classes="mk-slot")
-            gallery, send = make_gallery("Send to Inpaint", pipeline, "generate", pixels=True)
+        with result_column("generate"):
+            stage = make_stage(pipeline, "generate", _waiting(pipeline), pixels=True)
     if pipeline is None:
-        return gallery, send
+        return controls, stage
 
-    def stream(**values: Any) -> Iterator[tuple]:
+    def stream(view: str, **values: Any) -> Iterator[tuple]:
         with kindly():
-            order = runs.read_order(pipeline, values)
-            for moment in runs.draw(pipeline, order, hatch="mk-hatch-generate"):
-                yield moment.status, moment.panel, saved(pipeline, order, moment, gallery), order.seeds[0]
+            yield from run_on(stage, pipeline, runs.read_order(pipeline, values), None, view, "generate")
 
     def generate(**values: Any) -> tuple:
-        return last(stream(**values))[2:]
+        with kindly():
+            return run_once(pipeline, runs.read_order(pipeline, values), None, stage.gallery)
 
-    wire_run(go, stop, stream, controls, status, panel, gallery)
+    wire_run(go, stop, stream, controls, stage)
     words = "Draw pictures -> the PNGs, each with its recipe, and the seed used."
     add_endpoint("generate", generate, controls, pictures_and_seed(), words)
-    return gallery, send
-
-
-def inpaint_tab(pipeline: Pipeline | None) -> tuple[gr.ImageEditor, gr.Number, gr.Gallery, gr.Button]:
-    with gr.Row(elem_classes="mk-run"):
-        with gr.Column(scale=1, min_width=320):
-            editor = guard_editor(
-                gr.ImageEditor(
-                    label="Paint here",
-                    type="pil",
-                    format="png",
-                    sources=("upload", "clipboard"),
-                    layers=False,
-                    transforms=(),
-                    fixed_canvas=False,
-                    brush=gr.Brush(default_size=24, colors=[look.PAINT], color_mode="fixed"),
-                    eraser=gr.Eraser(default_size=24),
-                    buttons=[],
-                    height=440,
-                    elem_id="editor",
-                    interactive=pipeline is not None,
-                )
-            )
-            radius = gr.Number(visible="hidden")
-            with gr.Row():
-                coverage = gr.Dropdown(
-                    list(runs.COVERAGE), value="any pixel", label="Redraw a token when", info="so much of it is painted"
-                )
-                grow = gr.Slider(0, 4, value=1, step=1, label="Grow", info="rings of tokens around the paint")
-            with gr.Accordion("Use a mask file", open=False):
-                mask_file = guard_image(
-                    gr.Image(
-                        label="Mask: white is redrawn; as large as the picture",
-                        type="filepath",
-                        image_mode=None,
-                        sources=["upload"],
-                        height=180,
-                        elem_id="mask-file",
-                    )
-                )
-            controls = make_controls(pipeline)
-        with gr.Column(scale=1, min_width=320, elem_classes="mk-result"):
-            go, stop = make_buttons("Inpaint", pipeline, "inpaint")
-            status = gr.HTML(tokens.status("ready" if pipeline else "no model"), elem_id="inpaint-status")
-            panel = gr.HTML(
-                _count("Open a picture and paint the part to redraw."), elem_id="inpaint-panel", elem_classes="mk-slot"
-            )
-            gallery, again = make_gallery("Edit this one further", pipeline, "inpaint", pixels=False)
-    if pipeline is None:
-        return editor, radius, gallery, again
-
-    reach = {"drawing": editor, "mask_file": mask_file, "grow": grow, "coverage": coverage}
-
-    def preview(drawing: Drawing, mask_file: str | None, grow: float, coverage: str) -> str:
-        try:
-            with kindly():
-                return runs.show_hole(pipeline, runs.read_hole(pipeline, drawing, mask_file, grow, coverage))
-        except gr.Error as error:
-            return _count(error.message)
-
-    def opened(drawing: Drawing, *others: Any) -> tuple[str, int]:
-        return preview(drawing, *others), runs.brush_radius(drawing)
-
-    def stream(drawing: Drawing, mask_file: str | None, grow: float, coverage: str, **values: Any) -> Iterator[tuple]:
-        with kindly():
-            hole = runs.read_hole(pipeline, drawing, mask_file, grow, coverage)
-            order = runs.read_order(pipeline, values)
-            for moment in runs.draw(pipeline, order, hole=hole, hatch="mk-hatch-inpaint"):
-                yield moment.status, moment.panel, saved(pipeline, order, moment, gallery, hole), order.seeds[0]
-
-    def inpaint(image: str | None, mask: str | None, grow: float, coverage: str, **values: Any) -> tuple:
-        with kindly():
-            opened = open_upload(image), open_upload(mask, "mask")
-            hole = runs.make_hole(pipeline, *opened, grow, coverage)
-            order = runs.read_order(pipeline, values)
-            done = last(runs.draw(pipeline, order, hole=hole))
-            return saved(pipeline, order, done, gallery, hole), order.seeds[0]
-
-    # The page presses `painted` after every stroke: the editor's own change event misses the first stroke on a picture
-    # that was sent to it.
-    painted = gr.Button(visible="hidden", elem_id="painted")
-    for event in (painted.click, mask_file.change, grow.change, coverage.change):
-        event(preview, list(reach.values()), panel, trigger_mode="always_last", **QUIET)
-    editor.upload(opened, list(reach.values()), [panel, radius], trigger_mode="always_last", **QUIET).then(
-        None, radius, editor, js=look.SET_BRUSH, **QUIET
-    )
-    wire_run(go, stop, stream, reach | controls, status, panel, gallery)
-    # Programs send two files, not a canvas.
-    files = {name: guard_image(gr.Image(type="filepath", image_mode=None, visible=False)) for name in ("image", "mask")}
-    inputs = files | {"grow": grow, "coverage": coverage} | controls
-    words = "Redraw the white part of the mask -> the PNGs, each as large as the image, and the seed used."
-    add_endpoint("inpaint", inpaint, inputs, pictures_and_seed(), words)
-    return editor, radius, gallery, again
+    return controls, stage
 
 
 def reconstruct_tab(pipeline: Pipeline | None) -> None:
@@ -254,7 +161,3 @@ def _waiting(pipeline: Pipeline | None) -> str:
     hatch = "mk-hatch-generate"
     tile = tokens.tile(None, (0, 0, grid[1], grid[0]), veiled=np.ones(grid, bool), hatch=hatch)
     return tokens.panel([tile], "nothing is drawn yet", live=True, hatch=hatch)
-
-
-def _count(words: str) -> str:
-    return f'<p class="mk-count" role="status">{words}</p><span class="mk-live"></span>'

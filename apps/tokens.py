@@ -16,7 +16,7 @@ from PIL import Image
 
 PIXELS = 128  # pictures up to this side are shown with sharp pixels
 MAX_SIDE = 384  # larger ones are made smaller: a preview must cost little
-FILM_FRAMES = 12
+LEVELS = 6  # of colour in a view of scores
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in tokens
 
@@ -28,6 +28,8 @@ def tile(
     veiled: np.ndarray | None = None,
     fresh: np.ndarray | None = None,
     tinted: np.ndarray | None = None,
+    confidence: np.ndarray | None = None,
+    critic: np.ndarray | None = None,
     caption: str = "",
     hatch: str = "maskimg-hatch",
 ) -> str:
@@ -36,6 +38,7 @@ def tile(
     Args:
         image: shows `box`; None where nothing is drawn yet.
         veiled, fresh, tinted: (h, w) bool; hatched over, outlined, tinted.
+        confidence, critic: (h, w) on [0, 1], NaN where there is nothing to say; shown when the page's view asks.
         hatch: the id of the panel's hatching.
     """
     left, top, right, bottom = box
@@ -49,6 +52,9 @@ def tile(
         )
         if cells is not None and cells.any()
     ]
+    for name, shares in (("confidence", confidence), ("critic", critic)):
+        if shares is not None:
+            layers.append(f'<g class="mk-heat mk-{name}">{_heat(shares, veiled)}</g>')
     if tinted is not None:
         layers.insert(0, f'<path class="mk-lines" d="{_lines(*tinted.shape)}"/>')
     picture = ""
@@ -74,14 +80,24 @@ def panel(tiles: Iterable[str], words: str, *, live: bool = False, hatch: str = 
     )
 
 
-def film(frames: Sequence[str], title: str, *, hatch: str = "maskimg-hatch") -> str:
-    """The tiles of one picture's steps in a row that scrolls."""
-    chosen = [round(float(i)) for i in np.linspace(0, len(frames) - 1, min(FILM_FRAMES, len(frames)))]
-    return (
-        f'<div class="mk-film"><p>{html.escape(title)}</p>'
-        f'<div class="mk-strip" tabindex="0" role="img" aria-label="{html.escape(title)}">'
-        f"{_hatching(hatch)}{''.join(frames[i] for i in chosen)}</div></div>"
+def replay(frames: Sequence[str], captions: Sequence[str], title: str, *, hatch: str = "maskimg-hatch") -> str:
+    """The tiles of one picture's steps, one at a time under a slider; the page's script moves it."""
+    last = len(frames) - 1
+    shown = "".join(
+        f'<div class="mk-frame{" mk-now" if i == last else ""}" data-words="{html.escape(words)}">{frame}</div>'
+        for i, (frame, words) in enumerate(zip(frames, captions, strict=True))
     )
+    return (
+        f'<div class="mk-replay"><p>{html.escape(title)}</p>{_hatching(hatch)}<div class="mk-frames">{shown}</div>'
+        f'<div class="mk-scrub"><input type="range" min="0" max="{last}" value="{last}" step="1" '
+        f'aria-label="Step of the replay"><output>{html.escape(captions[last])}</output></div></div>'
+    )
+
+
+def legend() -> str:
+    """What the colours of the two score views mean."""
+    steps = "".join(f'<i class="mk-r{level}"></i>' for level in range(LEVELS))
+    return f'<p class="mk-legend" aria-hidden="true"><span>unsure</span><b>{steps}</b><span>sure</span></p>'
 
 
 def status(words: str, share: float = 0.0, *, running: bool = False) -> str:
@@ -92,10 +108,21 @@ def status(words: str, share: float = 0.0, *, running: bool = False) -> str:
     )
 
 
-def figures(facts: Mapping[str, str]) -> str:
+def figures(rows: Mapping[str, str]) -> str:
     """Names and values as a table, which a screen reader reads row by row."""
-    rows = "".join(f"<tr><th scope=row>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-    return f'<table class="mk-figures">{rows}</table>'
+    lines = "".join(f"<tr><th scope=row>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+    return f'<table class="mk-figures">{lines}</table>'
+
+
+def facts(rows: Mapping[str, str]) -> str:
+    """Names and longer values as a table."""
+    lines = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+    return f'<table class="mk-table">{lines}</table>'
+
+
+def note(words: str) -> str:
+    """Something to know, and no fault."""
+    return f'<p class="mk-note">{html.escape(words[:1].upper() + words[1:])}.</p>'
 
 
 def data_uri(image: Image.Image) -> str:
@@ -117,6 +144,18 @@ def _runs(cells: np.ndarray) -> str:
         edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
         steps += [f"M{x} {y}H{end}V{y + 1}H{x}Z" for x, end in edges.reshape(-1, 2)]
     return "".join(steps)
+
+
+def _heat(shares: np.ndarray, veiled: np.ndarray | None) -> str:
+    """Shares (h, w) on [0, 1] in LEVELS colours; smaller squares, so that they are told apart, where still masked."""
+    levels = np.where(np.isnan(shares), -1, np.clip(np.nan_to_num(shares) * LEVELS, 0, LEVELS - 1).astype(int))
+    open_ = np.zeros(shares.shape, bool) if veiled is None else veiled
+    parts = []
+    for level in range(LEVELS):
+        small = "".join(f"M{x + 0.3} {y + 0.3}h.4v.4h-.4Z" for y, x in np.argwhere((levels == level) & open_))
+        if path := _runs((levels == level) & ~open_) + small:
+            parts.append(f'<path class="mk-r{level}" d="{path}"/>')
+    return "".join(parts)
 
 
 def _squares(cells: np.ndarray) -> str:

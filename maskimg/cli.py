@@ -20,6 +20,8 @@ COMMANDS = {
     "plot": ("measuring", "the curves of one or several trainings, as a picture"),
     "sample": ("drawing", "draw pictures into a folder"),
     "inpaint": ("drawing", "redraw the painted part of a picture"),
+    "outpaint": ("drawing", "draw what lies around a picture"),
+    "vary": ("drawing", "draw a picture again, a share of its tokens kept"),
     "translate": ("drawing", "a picture into what the model learnt to make of such pictures"),
     "reconstruct": ("drawing", "a picture through the tokenizer and back"),
     "eval-tokenizer": ("measuring", "how well a tokenizer keeps a folder of pictures"),

@@ -1,4 +1,4 @@
-"""Pipeline = tokenizer + generator + critic: pictures from labels, and pictures with a hole from pictures.
+"""Pipeline = tokenizer + generator + critic: pictures from labels, and pictures from parts of pictures.
 
 The only place where pictures, codes and the sampling loop meet; the command line, the browser demo and the batch
 script all call it.
@@ -14,13 +14,13 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from maskimg import __version__
+from maskimg import __version__, editing
 from maskimg.architectures import read_network, write_network
 from maskimg.codes import PICTURE
 from maskimg.conditions import Label, LabelFields
 from maskimg.graphs import GraphedSampler
 from maskimg.hardware import autocast, can_compile, compile_blocks, pick_device, pick_dtype
-from maskimg.hole import Hole, Mask, painted_pixels, tokens_along, tokens_to_redraw
+from maskimg.hole import Hole, Mask, make_hole
 from maskimg.maskgit import MaskGit
 from maskimg.network import Network
 from maskimg.noise import SEEDS
@@ -29,11 +29,10 @@ from maskimg.recipe import write_png
 from maskimg.reconstruction import Reconstruction, reconstruct
 from maskimg.sampler import Sampler, make_presets
 from maskimg.sampling import Step, first_features, sample_steps
-from maskimg.source_pictures import transform
 from maskimg.transformer import TokenCritic, TransformerConfig
 from maskimg.words import Words, read_words
 from vqgan import Tokenizer, files, load_image
-from vqgan.images import pad_square, to_pil, to_tensor
+from vqgan.images import to_pil, to_tensor
 
 FORMAT = 1
 BUNDLED = Path(__file__).parent / "models"
@@ -242,24 +241,14 @@ class Pipeline:
         Raises:
             ImageError: a file cannot be read. ValueError: the model cannot translate, or as in `generate`.
         """
-        if not self.source_kind:
-            raise ValueError("this model was trained without source pictures, so it cannot translate one")
-        square, box = pad_square(opened(image), self.image_size)
-        source = self.source_tokenizer.encode(self.as_source(to_tensor(square)[None]).to(self.device))
+        edit, source = editing.translation(self, opened(image))
         asked = dataclasses.replace(with_rest(label, prompt, negative), source=source)
-        seeds = expand_seeds(seeds, count)
-        recipes = [self.recipe_for(asked, seed, sampler, task="translate", best_of=best_of) for seed in seeds]
-        result = self._finish(self._draw(asked, None, seeds, sampler, best_of), recipes)
-        return dataclasses.replace(result, images=[drawn.crop(box) for drawn in result.images])
+        return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
 
     @property
     def source_kind(self) -> str:
         """What the sources of a model that translates are: `grey`, `edges`, `lowres` or `folder`; empty if none."""
         return self.about.get("source", "folder") if PICTURE in self.reader.sources else ""
-
-    def as_source(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures (b, 3, H, W) as the model's sources are made: in grey, as edges, at a low resolution, or as is."""
-        return transform(self.source_kind, images)
 
     def inpaint(
         self,
@@ -275,24 +264,96 @@ class Pipeline:
         best_of: int = 1,
         coverage: float = 0.0,
         grow: int = 1,
+        feather: float = 0.5,
+        window: int | None = None,
     ) -> Result:
         """Redraw the painted part of a picture of any size; every pixel outside the redrawn tokens stays as it was.
 
         Args:
             mask: white (above 127) or True where to redraw; as large as the picture.
             sampler, best_of: as in `generate`.
-            coverage, grow: which tokens the paint reaches, as in `token_mask`.
+            coverage, grow, feather: which tokens the paint reaches, and how their edge fades, as in `make_hole`.
+            window: pixels of the picture along the side of the square that the model sees at a time; smaller than the
+                picture, the model's grid slides over the hole. If not given, it sees the whole picture.
 
         Raises:
-            ImageError: a file cannot be read. ValueError: nothing is painted, the sizes differ, or as in `generate`.
+            ImageError: a file cannot be read. ValueError: nothing is painted, the sizes differ, a number is out of
+                range, or as in `generate`.
         """
-        label = with_rest(label, prompt, negative)
-        hole = self.hole(image, mask, coverage=coverage, grow=grow)
+        options = {"coverage": coverage, "grow": grow, "feather": feather, "window": window}
+        edit = editing.inpainting(self, opened(image), mask, **options)
+        asked = with_rest(label, prompt, negative)
+        return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
+
+    def outpaint(
+        self,
+        image: Image.Image | str | Path,
+        margins: tuple[int, int, int, int],
+        label: Asked = None,
+        *,
+        seeds: int | Sequence[int] = 0,
+        count: int = 1,
+        sampler: Sampler | str | None = None,
+        best_of: int = 1,
+        window: int | None = None,
+    ) -> Result:
+        """Draw what lies around a picture; all its own pixels stay as they were. Can be repeated.
+
+        Args:
+            margins: left, top, right and bottom, in tokens; each at most half of the model's grid.
+            sampler, best_of: as in `generate`.
+            window: pixels of the picture along the side of the square that the model sees at a time. If not given, the
+                picture's shorter side; or, of a file that was outpainted before, the same again.
+
+        Raises:
+            ImageError: a file cannot be read. ValueError: a number is out of range, or as in `generate`.
+        """
+        window = editing.window_before(image) if window is None else window
+        edit = editing.outpainting(self, opened(image), margins, window)
+        return self.edit(edit, label, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
+
+    def variations(
+        self,
+        image: Image.Image | str | Path,
+        strength: float = 0.5,
+        label: Asked = None,
+        *,
+        mask: Mask | None = None,
+        seeds: int | Sequence[int] = 0,
+        count: int = 1,
+        sampler: Sampler | str | None = None,
+        best_of: int = 1,
+    ) -> Result:
+        """Redraw a share of a picture's tokens, others for each seed.
+
+        Args:
+            strength: the share, above 0 and at most 1; with more, the same tokens and further ones.
+            mask: white or True where tokens may change; the pixels of all others stay, at the picture's own size.
+                Without a mask the whole picture is decoded, at the model's size.
+            sampler, best_of: as in `generate`.
+
+        Raises:
+            ImageError: a file cannot be read. ValueError: the strength is out of range, nothing is painted, the sizes
+                differ, or as in `generate`.
+        """
         seeds = expand_seeds(seeds, count)
-        extra = {"tokens_redrawn": int(hole.tokens.sum())}
-        recipes = [self.recipe_for(label, seed, sampler, task="inpaint", best_of=best_of) | extra for seed in seeds]
-        result = self._finish(self._draw(label, hole.codes, seeds, sampler, best_of), recipes)
-        return dataclasses.replace(result, images=[hole.paste(drawn) for drawn in result.images])
+        edit = editing.variation(self, opened(image), strength, seeds, mask)
+        return self.edit(edit, label, seeds=seeds, sampler=sampler, best_of=best_of)
+
+    def edit(
+        self,
+        edit: "editing.Edit",
+        label: Asked = None,
+        *,
+        seeds: Sequence[int],
+        sampler: Sampler | str | None = None,
+        best_of: int = 1,
+    ) -> Result:
+        """Draw what an edit asks for; `editing.draw_steps` does the same step by step."""
+        options: dict[str, Any] = {"sampler": sampler, "best_of": best_of}
+        recipes = [self.recipe_for(label, seed, task=edit.task, **options) | edit.numbers for seed in seeds]
+        *_, last = editing.draw_steps(self, edit, label, seeds, complete=False, **options)
+        return Result(edit.finish(self.decode(last.codes)), last.codes, recipes)
 
     def reconstruct(self, image: Image.Image | str | Path, *, size: int | None = None) -> Reconstruction:
         """Encode a picture and decode it again: what the tokenizer can and cannot keep.
@@ -402,24 +463,16 @@ class Pipeline:
         with autocast(self.device, self.dtype):
             return torch.cat([self.tokenizer.decode(one[None]) for one in codes.to(self.device)])
 
-    def hole(
-        self,
-        image: Image.Image | str | Path,
-        mask: Mask,
-        *,
-        coverage: float = 0.0,
-        grow: int = 1,
-    ) -> Hole:
-        """Which tokens of `image` the painted `mask` asks to redraw; raises as `inpaint` does."""
-        image = opened(image)
-        painted = painted_pixels(mask, image.size)
-        square, box = pad_square(image, self.image_size)
-        rows = tokens_along(image.height, box[1], box[3], self.tokenizer.stride)
-        columns = tokens_along(image.width, box[0], box[2], self.tokenizer.stride)
-        tokens = tokens_to_redraw(painted, rows, columns, self.grid, coverage=coverage, grow=grow)
-        codes = self.encode(square)
-        masked = codes.masked_fill(tokens.to(codes.device), self.generator.mask_id)
-        return Hole(image, box, masked, tokens, rows, columns)
+    def hole(self, image: Image.Image | str | Path, mask: Mask, **options: Any) -> Hole:
+        """Which tokens of `image` the painted `mask` asks to redraw; options and errors are those of `make_hole`."""
+        return make_hole(opened(image), mask, self.grid, self.tokenizer.stride, **options)
+
+    def check_candidates(self, best_of: int) -> None:
+        """Raises ValueError where so many candidates cannot be drawn or compared."""
+        if best_of < 1:
+            raise ValueError(f"best_of must be 1 or more, got {best_of}")
+        if best_of > 1 and not self.generator.has_critic:
+            raise ValueError("best_of needs a critic, and this model has none")
 
     # Files.
 
@@ -541,10 +594,7 @@ class Pipeline:
         best_of: int,
     ) -> torch.Tensor:
         """Codes (b, h, w), one grid a seed; `codes` (1, h, w) is a grid to complete."""
-        if best_of < 1:
-            raise ValueError(f"best_of must be 1 or more, got {best_of}")
-        if best_of > 1 and not self.generator.has_critic:
-            raise ValueError("best_of needs a critic, and this model has none")
+        self.check_candidates(best_of)
         found = []
         for candidate in range(best_of):  # numbered in the upper half of the seed; the first is the plain picture
             numbered = [seed + candidate * SEEDS for seed in seeds]

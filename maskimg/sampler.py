@@ -92,6 +92,10 @@ class Sampler:
                     raise ValueError(f"{name} must be between {low} and {high}, got {each}")
         if self.steps != int(self.steps) or self.top_k != int(self.top_k):
             raise ValueError(f"steps and top_k must be whole numbers, got {self.steps} and {self.top_k}")
+        # A browser, or a person, writes 1 for 1.0: the same sampler is written in one way.
+        for name in (field.name for field in dataclasses.fields(self) if isinstance(field.default, float)):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(map(float, value)) if isinstance(value, tuple) else float(value))
         for name, known in (("order", ORDERS), ("guidance_schedule", GUIDANCE_SCHEDULES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got `{getattr(self, name)}`")

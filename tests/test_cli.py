@@ -108,6 +108,53 @@ def test_inpaint_keeps_every_pixel_outside_the_redrawn_tokens(model, picture, ma
     assert not changed[12:].any()  # paint in rows 4 and 5 reaches the tokens of the upper half at most
 
 
+def test_an_extended_picture_is_the_librarys_and_keeps_its_own_pixels(model, picture, tmp_path, capsys):
+    out = tmp_path / "wide.png"
+    pipeline = Pipeline.from_pretrained(model, device="cpu")
+    arguments = ["outpaint", str(picture), "--model", str(model), "--out", str(out), "--seed", "4", "--label", "cat"]
+    main([*arguments, "--margins", "1,0,2,0"])
+    expected = pipeline.outpaint(picture, (1, 0, 2, 0), "cat", seeds=4)
+    assert out.read_bytes() == expected.save(tmp_path / "library")[0].read_bytes()
+    assert load_image(out).size == (57, 24)
+    assert load_image(out).crop((6, 0, 46, 24)).tobytes() == load_image(picture).tobytes()
+    assert "done: 12 of 40 tokens redrawn" in capsys.readouterr().out
+    before = out.read_bytes()
+    main([*arguments, "--left", "1", "--right", "2"])
+    assert out.read_bytes() == before
+
+
+def test_variations_are_the_librarys(model, picture, mask, tmp_path):
+    pipeline = Pipeline.from_pretrained(model, device="cpu")
+    arguments = ["vary", str(picture), "--model", str(model), "--strength", "0.4", "--seed", "4"]
+    main([*arguments, "--out", str(tmp_path / "several"), "--count", "2"])
+    expected = pipeline.variations(picture, 0.4, seeds=4, count=2).save(tmp_path / "library")
+    written = sorted((tmp_path / "several").iterdir())
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in expected]
+    main([*arguments, "--out", str(tmp_path / "part.png"), "--mask", str(mask)])
+    expected = pipeline.variations(picture, 0.4, mask=mask, seeds=4).save(tmp_path / "library")
+    assert (tmp_path / "part.png").read_bytes() == expected[0].read_bytes()
+
+
+def test_edits_that_cannot_be_done_get_a_sentence(model, picture, mask, tmp_path, capsys):
+    ending = ["--model", model, "--out", tmp_path / "new.png"]
+    cases = [
+        (["outpaint", picture], "margins must be between 0 and 2 tokens"),
+        (["outpaint", picture, "--left", "9"], "half the model's grid, and not all 0, got 9,0,0,0"),
+        (["outpaint", picture, "--margins", "1,2"], "--margins must be four whole numbers, as 2,0,2,0, got `1,2`"),
+        (["outpaint", picture, "--margins", "1,0,0,0", "--top", "1"], "either --margins or the sides"),
+        (["outpaint", picture, "--left", "1", "--window", "30"], "at most the picture's shorter side, 24, got 30"),
+        (["outpaint", tmp_path / "none.png", "--left", "1"], "there is no such file"),
+        (["vary", picture, "--strength", "2"], "strength must be above 0 and at most 1, got 2.0"),
+        (["vary", picture, "--strength", "much"], "expected a number"),
+        (["vary", picture, "--mask", tmp_path / "none.png"], "there is no such file"),
+        (["inpaint", picture, mask, "--window", "0"], "the window must be 1 pixel or more, got 0"),
+        (["inpaint", picture, mask, "--feather", "3"], "feather must be between 0 and 1, got 3.0"),
+    ]
+    for arguments, words in cases:
+        assert words in refused(capsys, *arguments, *ending)
+    assert not (tmp_path / "new.png").exists()
+
+
 def test_reconstruct_and_info_answer(model, picture, tmp_path, capsys):
     out = tmp_path / "restored.png"
     main(["reconstruct", str(picture), "--model", str(model), "--out", str(out)])

@@ -53,7 +53,7 @@ def test_train_learns_the_words_and_says_where_pictures_come_from(trained):
 def test_info_and_the_card_say_what_the_model_listens_to(trained, capsys):
     main(["info", str(trained)])
     told = capsys.readouterr().out
-    assert "prompts: 5 words of its training captions, such as circle, square, blue" in told
+    assert "prompts: 5 words of its training captions, such as " in told
     assert "translates: grey" in told
     assert "Translates pictures: grey." in (trained / "README.md").read_text()
 

@@ -2,9 +2,13 @@
 
 import dataclasses
 import io
+import json
 import os
+import re
+import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +21,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from tiny import tiny_pipeline
 
+from maskimg import editing
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
-from maskimg_apps import demo, runs, tokens
+from maskimg_apps import demo, drawing, info, runs, tokens
 from maskimg_apps.uploads import MAX_BLOBS, Drawing, RecentBlobs, guard_editor, open_upload
 from vqgan import ImageError, load_image
 
@@ -75,11 +80,17 @@ def client(address, tmp_path_factory) -> Iterator[Client]:
 
 def test_the_calls_are_the_documented_ones(client):
     calls = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
-    assert set(calls) == {"/generate", "/inpaint", "/reconstruct"}
+    assert set(calls) == {
+        "/generate", "/inpaint", "/outpaint", "/vary", "/reconstruct", "/read_recipe", "/model_info"
+    }  # fmt: skip
     names = [parameter["parameter_name"] for parameter in calls["/generate"]["parameters"]]
     assert names == ["label_class", "label_style", *VALUES]
     names = [parameter["parameter_name"] for parameter in calls["/inpaint"]["parameters"]]
-    assert names == ["image", "mask", "grow", "coverage", "label_class", "label_style", *VALUES]
+    assert names == ["image", "mask", "grow", "coverage", "sight", "label_class", "label_style", *VALUES]
+    names = [parameter["parameter_name"] for parameter in calls["/outpaint"]["parameters"]]
+    assert names == ["image", "left", "right", "top", "bottom", "label_class", "label_style", *VALUES]
+    names = [parameter["parameter_name"] for parameter in calls["/vary"]["parameters"]]
+    assert names == ["image", "mask", "strength", "label_class", "label_style", *VALUES]
 
 
 def test_generate_answers_with_as_many_pictures_as_asked_and_the_seed(client, pipeline):
@@ -124,6 +135,83 @@ def test_inpaint_answers_with_pictures_of_the_same_size_and_keeps_the_rest(clien
     recipe = read_recipe(pictures[1]["image"])
     assert recipe is not None and (recipe["task"], recipe["seed"]) == ("inpaint", 6)
     assert 0 < recipe["tokens_redrawn"] < 16
+
+
+def test_outpaint_answers_with_a_larger_picture_that_holds_its_own(client, pipeline, tmp_path):
+    path = picture(tmp_path / "in.png", (32, 32))
+    options = {"left": 1, "right": 2, "top": 0, "bottom": 0}
+    (answer,), _ = client.predict(
+        image=handle_file(path), **options, images=1, seed=3, random_seed=False, label_class="cat", api_name="/outpaint"
+    )
+    expected = pipeline.outpaint(path, (1, 0, 2, 0), {"class": "cat"}, seeds=3)
+    assert Path(answer["image"]).read_bytes() == expected.save(tmp_path)[0].read_bytes()
+    (again,), _ = client.predict(
+        image=handle_file(answer["image"]), **options, images=1, seed=3, random_seed=False, api_name="/outpaint"
+    )
+    assert load_image(again["image"]).size == (56 + 24, 32)  # at the same scale
+
+
+def test_vary_answers_with_variations_of_the_whole_or_of_a_part(client, pipeline, tmp_path):
+    path, mask = picture(tmp_path / "in.png", (32, 32)), square_mask(tmp_path / "mask.png", (32, 32))
+    options = {"image": handle_file(path), "strength": 0.4, "images": 2, "seed": 3, "random_seed": False}
+    for given in (None, mask):
+        file = handle_file(given) if given else None
+        answers, _ = client.predict(**options, mask=file, api_name="/vary")
+        expected = pipeline.variations(path, 0.4, mask=given, seeds=3, count=2).save(tmp_path / "library")
+        assert [Path(each["image"]).read_bytes() for each in answers] == [each.read_bytes() for each in expected]
+
+
+@pytest.mark.parametrize("task", ["generate", "inpaint", "outpaint", "vary"])
+def test_the_page_the_command_and_the_library_write_the_same_file(client, pipeline, task, tmp_path):
+    """The library is the command, see tests/test_cli.py; here the page's call is the library, byte for byte."""
+    path, mask = picture(tmp_path / "in.png", (40, 32)), square_mask(tmp_path / "mask.png", (40, 32))
+    options = {"images": 1, "seed": 11, "random_seed": False, "label_class": "bug", "steps": 3, "order": "confidence"}
+    drawn = {"label": {"class": "bug"}, "seeds": 11}
+    drawn["sampler"] = dataclasses.replace(pipeline.recipe, steps=3, order="confidence")
+    if task == "generate":
+        expected = pipeline.generate(**drawn)
+    elif task == "inpaint":
+        options |= {"image": handle_file(path), "mask": handle_file(mask), "grow": 1, "sight": "half of it at a time"}
+        expected = pipeline.inpaint(path, mask, window=20, **drawn)
+    elif task == "outpaint":
+        options |= {"image": handle_file(path), "left": 0, "right": 0, "top": 2, "bottom": 1}
+        expected = pipeline.outpaint(path, (0, 2, 0, 1), **drawn)
+    else:
+        options |= {"image": handle_file(path), "mask": None, "strength": 0.7}
+        expected = pipeline.variations(path, 0.7, **drawn)
+    (answer,), _ = client.predict(**options, api_name=f"/{task}")
+    assert Path(answer["image"]).read_bytes() == expected.save(tmp_path / "library")[0].read_bytes()
+
+
+def test_a_recipe_can_be_read_from_a_picture_and_the_model_says_what_it_can_do(client, tmp_path):
+    (drawn,), _ = client.predict(images=1, seed=5, random_seed=False, api_name="/generate")
+    assert client.predict(image=handle_file(drawn["image"]), api_name="/read_recipe")["seed"] == 5
+    assert "labels: class" in client.predict(api_name="/model_info")
+    with pytest.raises(AppError, match="This picture holds no recipe of maskimg"):
+        client.predict(image=handle_file(picture(tmp_path / "in.png", (16, 16))), api_name="/read_recipe")
+
+
+@pytest.mark.parametrize("language", ["python", "bash", "javascript"])
+def test_the_readmes_examples_for_programs_run(address, language, tmp_path):
+    text = (
+        (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").replace("http://127.0.0.1:7860/", address)
+    )
+    text = text.replace("http://127.0.0.1:7860", address)
+    code = next(block for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M) if address in block)
+    if language == "python":
+        names: dict = {}
+        exec(compile(code, "README.md", "exec"), names)
+        assert len(names["pictures"]) == 2 and load_image(names["wider"][0]["image"]).size == (24, 16)
+        names["client"].close()
+        return
+    program = {"bash": ["bash", "-c"], "javascript": ["node", "--input-type=module", "-e"]}[language]
+    needed = "curl" if language == "bash" else "node"
+    if not shutil.which(needed):
+        pytest.skip(f"no {needed} on PATH")
+    done = subprocess.run([*program, code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"gradio_api/file=[^\" ]+\.png", done.stdout)
+    assert found and read_recipe(io.BytesIO(httpx.get(address + found[0]).content))["label"] == {"class": "bird"}
 
 
 def test_reconstruct_answers_with_both_pictures_and_how_close_they_are(client, pipeline, tmp_path):
@@ -253,37 +341,100 @@ def test_an_error_cannot_carry_markup():
 
 def test_every_step_shows_fewer_hatched_tokens_until_none_is_left(pipeline):
     order = runs.read_order(pipeline, VALUES | {"images": 2, "label_class": "cat"})
-    moments = list(runs.draw(pipeline, order))
+    moments = list(drawing.draw(pipeline, order))
     assert [moment.pictures is not None for moment in moments] == [False] * 5 + [True]
-    assert [f"step {step}/4" in moment.status for step, moment in enumerate(moments[:5])] == [True] * 5
+    assert "starting" in moments[0].status
+    assert [f"step {step}/4" in moments[step].status for step in range(1, 5)] == [True] * 4
     assert all('class="mk-panel mk-live"' in moment.panel for moment in moments[:-1])
     assert moments[-2].panel.count("mk-veil") == 0 and moments[0].panel.count("mk-veil") == 2
     assert "16 of 16 tokens fixed" in moments[-2].panel
     assert len({moment.panel for moment in moments}) == 6
-    assert moments[-1].panel.count("<figure>") == 4 + 1  # the film, and where the critic doubts the picture
-    assert "critic&#x27;s doubts" in moments[-1].panel
+    assert moments[-1].panel.count("<figure>") == 4 and 'max="3" value="3"' in moments[-1].panel  # the replay
 
 
 def test_a_slow_decoder_is_asked_for_few_previews(pipeline, monkeypatch):
-    monkeypatch.setattr(runs, "FREE_SECONDS", 0.0)
-    monkeypatch.setattr(runs, "SHARE", 0.0)
+    monkeypatch.setattr(drawing, "FREE_SECONDS", 0.0)
+    monkeypatch.setattr(drawing, "SHARE", 0.0)
     decoded = []
     monkeypatch.setattr(pipeline, "decode", lambda codes: decoded.append(1) or Pipeline.decode(pipeline, codes))
-    list(runs.draw(pipeline, runs.read_order(pipeline, VALUES)))
-    assert len(decoded) == 2  # the first, and the last
+    list(drawing.draw(pipeline, runs.read_order(pipeline, VALUES)))
+    assert len(decoded) == 3  # the first step, the last, and the finished picture
+
+
+def test_a_replay_can_show_what_the_network_and_the_critic_believe(pipeline):
+    order = runs.read_order(pipeline, VALUES | {"images": 2, "label_class": "cat"})
+    *moments, last = drawing.draw(pipeline, order)
+    assert "mk-confidence" in moments[-1].panel and "mk-critic" not in moments[-1].panel
+    assert all(frame.confidence is not None and frame.critic is None for frame in last.frames)
+    judged = drawing.judged(pipeline, order, None, last.frames)
+    belief = (-pipeline.doubts(order.label, last.frames[-1].progress.part[:1])).sigmoid()[0]
+    assert np.allclose(judged[-1].critic, belief)
+    assert drawing.replay(order, judged).count("mk-critic") == 4
+    *moments, _ = drawing.draw(pipeline, order, with_critic=True)
+    assert moments[-1].panel.count("mk-critic") == 2
+    *moments, last = drawing.draw(pipeline, dataclasses.replace(order, sampler=pipeline.presets["best"]))
+    assert "mk-critic" in moments[-1].panel and "mk-confidence" not in moments[-1].panel
+
+
+def test_scores_have_six_colours_and_what_is_still_masked_is_smaller():
+    scores = np.array([[0.0, 0.5, 1.0], [np.nan, 0.99, 0.3]])
+    shown = tokens.tile(None, (0, 0, 3, 2), veiled=np.array([[1, 0, 0], [0, 0, 0]], bool), confidence=scores)
+    assert '<path class="mk-r0" d="M0.3 0.3h.4v.4h-.4Z"/>' in shown
+    assert '<path class="mk-r3" d="M1 0H2V1H1Z"/>' in shown
+    assert '<path class="mk-r5" d="M2 0H3V1H2ZM1 1H2V2H1Z"/>' in shown
+
+
+@pytest.mark.parametrize("kind", ["generate", "outpaint", "best of"])
+def test_an_animation_shows_every_step_of_the_first_picture(pipeline, kind):
+    best_of = 3 if kind == "best of" else 1
+    order = runs.read_order(pipeline, VALUES | {"images": 2, "best_of": best_of})
+    edit = (
+        editing.outpainting(pipeline, Image.new("RGB", (32, 32), "red"), (2, 0, 0, 0)) if kind == "outpaint" else None
+    )
+    *_, last = drawing.draw(pipeline, order, edit)
+    assert len(last.frames) == 4 * (len(edit.places) if edit else 1)
+    left = [int(frame.masked.sum()) for frame in last.frames]
+    assert left == sorted(set(left), reverse=True) and left[-1] == 0
+    film = Image.open(io.BytesIO(drawing.animate(last.frames)))
+    assert film.format == "WEBP" and film.n_frames == len(last.frames) and min(film.size) >= 256
+    if kind == "best of":
+        assert last.pictures is not None
+        shown = drawing.replay(order, last.frames[-1:])
+        assert tokens.data_uri(last.pictures[0]) in shown
+
+
+def test_the_end_of_each_place_is_shown_however_little_was_masked_there(pipeline, monkeypatch):
+    """A place with fewer tokens than steps ends early; where no time was left for previews it had no frame."""
+    monkeypatch.setattr(drawing, "FREE_SECONDS", 0.0)
+    monkeypatch.setattr(drawing, "SHARE", 0.0)
+    order = runs.read_order(pipeline, VALUES | {"steps": 16})
+    edit = editing.outpainting(pipeline, Image.new("RGB", (96, 32)), (0, 1, 0, 0))
+    assert len(edit.places) > 1
+    *_, last = drawing.draw(pipeline, order, edit)
+    shown = [frame.progress.place for frame in last.frames]
+    assert sorted(set(shown)) == list(range(len(edit.places)))
+
+
+def test_a_long_run_is_replayed_in_few_frames(pipeline, monkeypatch):
+    monkeypatch.setattr(drawing, "FREE_SECONDS", 60.0)
+    order = runs.read_order(pipeline, VALUES | {"steps": 16})
+    edit = editing.outpainting(pipeline, Image.new("RGB", (96, 32)), (0, 2, 0, 2))
+    assert len(edit.places) > 4
+    *_, last = drawing.draw(pipeline, order, edit)
+    assert len(last.frames) == drawing.MAX_FRAMES and not last.frames[-1].masked.any()
 
 
 @pytest.mark.parametrize("order", ["confidence", "halton", "random", "critic", "moment"])
 def test_the_demo_draws_what_the_pipeline_draws(pipeline, order):
     asked = runs.read_order(pipeline, VALUES | {"order": order, "images": 2, "guidance": 2.0, "label_class": "cat"})
-    *_, last = runs.draw(pipeline, asked)
+    *_, last = drawing.draw(pipeline, asked)
     expected = pipeline.generate({"class": "cat"}, seeds=7, count=2, sampler=asked.sampler)
     assert [image.tobytes() for image in last.pictures or []] == [image.tobytes() for image in expected.images]
 
 
 def test_best_of_shows_the_candidate_that_the_pipeline_chooses(pipeline):
     asked = runs.read_order(pipeline, VALUES | {"images": 2, "best_of": 3, "label_class": "cat"})
-    *running, last = runs.draw(pipeline, asked)
+    *running, last = drawing.draw(pipeline, asked)
     expected = pipeline.generate({"class": "cat"}, seeds=7, count=2, sampler=asked.sampler, best_of=3)
     assert [image.tobytes() for image in last.pictures or []] == [image.tobytes() for image in expected.images]
     assert "candidate 3/3" in running[-1].status
@@ -313,9 +464,10 @@ def test_a_list_over_the_steps_stays_one_until_its_slider_is_moved():
 def test_inpainting_in_the_demo_is_inpainting_in_the_pipeline(pipeline, tmp_path):
     image, mask = load_image(picture(tmp_path / "in.png", (50, 40))), np.zeros((40, 50), bool)
     mask[5:12, 5:12] = True
-    hole = runs.read_hole(pipeline, Drawing(image, mask), None, 0, "any pixel")
+    canvas, painted = runs.read_canvas(Drawing(image, mask), None)
+    options = runs.hole_options(canvas, 0, "any pixel", "the whole picture")
     asked = runs.read_order(pipeline, VALUES)
-    *_, last = runs.draw(pipeline, asked, hole=hole)
+    *_, last = drawing.draw(pipeline, asked, editing.inpainting(pipeline, canvas, painted, **options))
     expected = pipeline.inpaint(image, mask, seeds=7, sampler=asked.sampler, grow=0)
     assert [each.tobytes() for each in last.pictures or []] == [each.tobytes() for each in expected.images]
 
@@ -324,9 +476,84 @@ def test_a_model_without_labels_and_critic_has_a_page_too():
     bare = tiny_pipeline(labels=False, critic=False)
     page = demo.build(bare)
     choices = [block.choices for block in page.blocks.values() if getattr(block, "label", None) == "Order"]
-    assert choices == [[(order, order) for order in ("confidence", "halton", "random", "moment")]] * 2
-    *_, last = runs.draw(bare, runs.read_order(bare, VALUES))
+    assert choices == [[(order, order) for order in ("confidence", "halton", "random", "moment")]] * 4
+    views = [block.choices for block in page.blocks.values() if "mk-view" in (block.elem_classes or [])]
+    assert views == [[("Tokens", "Tokens"), ("Confidence", "Confidence")]] * 4
+    *_, last = drawing.draw(bare, runs.read_order(bare, VALUES))
     assert last.pictures and last.pictures[0].size == (16, 16)
+
+
+# ----------------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("task", ["generate", "inpaint", "outpaint", "vary"])
+def test_a_recipe_sets_the_controls_that_draw_the_same_again(pipeline, task, tmp_path):
+    path, mask = picture(tmp_path / "in.png", (32, 32)), square_mask(tmp_path / "mask.png", (32, 32))
+    # What no slider can show: lists over the steps, and numbers that have no slider.
+    sampler = runs.Sampler(steps=5, order="critic", guidance=(1.0, 3.0), top_k=9, counts=(1, 2, 3, 4, 6))
+    options = {"label": {"class": "cat"}, "seeds": 8, "sampler": sampler, "best_of": 2}
+    results = {
+        "generate": lambda: pipeline.generate(**options),
+        "inpaint": lambda: pipeline.inpaint(path, mask, grow=2, coverage=0.1, **options),
+        "outpaint": lambda: pipeline.outpaint(path, (1, 0, 2, 1), **options),
+        "vary": lambda: pipeline.variations(path, 0.35, **options),
+    }
+    recipe = read_recipe(results[task]().save(tmp_path)[0])
+    found, values, notes = runs.read_settings(pipeline, recipe)
+    assert found == task and notes == []
+    order = runs.read_order(pipeline, VALUES | values)
+    assert (order.sampler, order.seeds, order.best_of) == (sampler, [8], 2)
+    assert order.label == {"class": "cat"}
+    if task == "inpaint":
+        assert (values["grow"], values["coverage"]) == (2, "10 %")
+    if task == "outpaint":
+        assert runs.read_margins(values, pipeline) == (1, 0, 2, 1)
+    if task == "vary":
+        assert values["strength"] == 0.35
+
+
+def test_a_recipe_that_went_through_a_browser_draws_the_same_bytes(pipeline):
+    """A browser writes 1 for 1.0, and the recipe in the PNG was another one."""
+    recipe = pipeline.recipe_for({"class": "cat"}, 3, runs.Sampler(guidance=(1.0, 2.5, 3.0), token_temperature=2.0))
+    kept = json.loads(json.dumps(recipe).replace(".0,", ",").replace(".0]", "]"))
+    assert json.dumps(kept) != json.dumps(recipe)
+    order = runs.read_order(pipeline, VALUES | runs.read_settings(pipeline, kept)[1])
+    assert json.dumps(drawing.recipe_of(pipeline, order, order.seeds[0], None)) == json.dumps(recipe)
+
+
+def test_a_recipe_of_another_model_is_used_with_a_warning(pipeline):
+    recipe = pipeline.recipe_for({"class": "cat"}, 3) | {"model": "other", "dtype": "bfloat16"}
+    recipe["label"] = {"class": "dragon", "era": "baroque"}
+    _, values, notes = runs.read_settings(pipeline, recipe)
+    assert values["label_class"] == ""
+    assert notes == [
+        "this model has no class `dragon`",
+        "this model has no labels of the kind `era`",
+        "it was drawn by the model `other`, and this is another one",
+        "it was drawn in bfloat16: a few tokens may differ",
+    ]
+    assert "this is another one" in info.show_recipe(pipeline, recipe)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [None, [], "x", {}, {"sampler": {"steps": 3}}, {"sampler": {"speed": 3}, "task": "generate", "seed": 1}]
+    + [{"sampler": {}, "task": "generate", "seed": seed, "label": {}} for seed in (None, -1, 2**32, "1", 1.5)]
+    + [{"sampler": {"steps": "many"}, "task": "generate", "seed": 1, "label": {}}]
+    + [{"sampler": {}, "task": "generate", "seed": 1, "label": []}]
+    + [{"sampler": {}, "task": "outpaint", "seed": 1, "label": {}, "margins": 4}]
+    + [{"sampler": {}, "task": "inpaint", "seed": 1, "label": {}, "grow": 1, "coverage": 0.33}],
+)
+def test_a_recipe_that_is_none_is_refused_in_words(pipeline, recipe):
+    """It comes from a file or from a browser: anyone may have written it."""
+    with pytest.raises(ValueError, match="^this recipe cannot be used here"):
+        runs.read_settings(pipeline, recipe)
+
+
+def test_what_a_recipe_says_is_shown_as_text(pipeline):
+    recipe = pipeline.recipe_for({"class": "cat"}, 3) | {"model": "<script>", "note": "x" * 5000}
+    shown = info.show_recipe(pipeline, recipe)
+    assert "<script>" not in shown and "&lt;script&gt;" in shown and len(shown) < 6000
 
 
 # ----------------------------------------------------------------------------- what is to be redrawn
@@ -338,25 +565,35 @@ def test_paint_and_mask_file_are_redrawn_together(pipeline, tmp_path):
     white = Image.new("L", (16, 16))
     white.putpixel((15, 15), 255)
     white.save(tmp_path / "mask.png")
-    hole = runs.read_hole(pipeline, Drawing(image, painted), str(tmp_path / "mask.png"), 0, "any pixel")
+    canvas, mask = runs.read_canvas(Drawing(image, painted), str(tmp_path / "mask.png"))
+    hole = pipeline.hole(canvas, mask, **runs.hole_options(canvas, 0, "any pixel", "the whole picture"))
     assert np.argwhere(hole.tokens[0].numpy()).tolist() == [[0, 0], [3, 3]]
     assert "2 of 16 tokens (12 %) will be redrawn" in runs.show_hole(pipeline, hole)
 
 
-def test_what_cannot_be_redrawn_is_said_in_words(pipeline, tmp_path):
+def test_what_cannot_be_redrawn_is_said_in_words(tmp_path):
     image, nothing = Image.new("RGB", (16, 16)), np.zeros((16, 16), bool)
     other = square_mask(tmp_path / "mask.png", (8, 8))
     cases = (
-        (Drawing(None, None), None, 1, "any pixel", runs.NOT_OPEN),
-        (Drawing(image, nothing), None, 1, "any pixel", "nothing is painted. Paint the part to redraw"),
-        (Drawing(image, None), None, 1, "any pixel", "nothing is painted"),
-        (Drawing(image, nothing), str(other), 1, "any pixel", "the mask is 8x8 but the picture is 16x16"),
-        (Drawing(image, ~nothing), None, 1.5, "any pixel", "grow must be a whole number"),
-        (Drawing(image, ~nothing), None, 1, "most", "must be one of any pixel"),
+        (Drawing(None, None), None, runs.NOT_OPEN),
+        (Drawing(image, nothing), None, "nothing is painted. Paint the part to redraw"),
+        (Drawing(image, None), None, "nothing is painted"),
+        (Drawing(image, nothing), str(other), "the mask is 8x8 but the picture is 16x16"),
     )
-    for drawing, mask_file, grow, coverage, words in cases:
+    for drawn, mask_file, words in cases:
         with pytest.raises(ValueError, match=words):
-            runs.read_hole(pipeline, drawing, mask_file, grow, coverage)
+            runs.read_canvas(drawn, mask_file)
+    options = (
+        (1.5, "any pixel", "the whole picture", "grow must be a whole number"),
+        (1, "most", "the whole picture", "redraw a token when must be one of any pixel"),
+        (1, "any pixel", "nothing", "the model sees must be one of the whole picture"),
+    )
+    for *values, words in options:
+        with pytest.raises(ValueError, match=words):
+            runs.hole_options(image, *values)
+    assert runs.hole_options(Image.new("RGB", (90, 40)), 1, "10 %", "a quarter at a time") == {
+        "grow": 1, "coverage": 0.1, "window": 23,
+    }  # fmt: skip
 
 
 def test_the_canvas_is_read_through_the_guarded_door():

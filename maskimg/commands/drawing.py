@@ -21,6 +21,8 @@ from maskimg.commands.options import (
     to_sampler,
 )
 
+SIDES = ("left", "top", "right", "bottom")
+
 
 def sample(parser: Parser, arguments: list[str]) -> None:
     add_model(parser)
@@ -89,64 +91,95 @@ def _export(given: Namespace, pipeline: Any, labels: Sequence[Any], npz: Path | 
 def inpaint(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to change")
     parser.add_argument("mask", type=str, help="picture of the same size, white where to redraw")
+    _add_edit(parser)
+    parser.add_argument("--coverage", type=float, default=0.0, help="painted share above which a token is redrawn")
+    parser.add_argument("--grow", type=int, default=1, help="rings of tokens redrawn around the paint")
+    parser.add_argument("--feather", type=float, default=0.5, help="of the innermost ring that fades, 0 to 1")
+    parser.add_argument("--window", type=int, help="pixels of a side that the model sees at a time; else the whole")
+    add_drawing(parser)
+    given = parser.parse_args(arguments)
+    pipeline = load_pipeline(given)
+    options = {name: given[name] for name in ("coverage", "grow", "feather", "window")}
+    _save(pipeline.inpaint(given.image, given.mask, **options, **_drawing(given, pipeline)), given)
+
+
+def outpaint(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("image", type=str, help="picture to extend")
+    parser.add_argument("--margins", type=str, help="LEFT,TOP,RIGHT,BOTTOM in tokens, as 2,0,2,0")
+    for side in SIDES:
+        parser.add_argument(f"--{side}", type=int, help=f"tokens on the {side}, instead of --margins")
+    parser.add_argument("--window", type=int, help="pixels of a side that the model sees at a time; else the shorter")
+    _add_edit(parser)
+    add_drawing(parser)
+    given = parser.parse_args(arguments)
+    margins = _margins(given)
+    pipeline = load_pipeline(given)
+    _save(pipeline.outpaint(given.image, margins, window=given.window, **_drawing(given, pipeline)), given)
+
+
+def vary(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("image", type=str, help="picture to vary")
+    parser.add_argument("--strength", type=float, default=0.5, help="share of the tokens redrawn, above 0 to 1")
+    parser.add_argument("--mask", type=str, help="white where tokens may change; the rest keeps its pixels")
+    _add_edit(parser)
+    add_drawing(parser)
+    given = parser.parse_args(arguments)
+    pipeline = load_pipeline(given)
+    _save(pipeline.variations(given.image, given.strength, mask=given.mask, **_drawing(given, pipeline)), given)
+
+
+def _add_edit(parser: Parser) -> None:
     add_model(parser)
     parser.add_argument("--out", type=str, required=True, help="PNG to write; with --count above 1, a folder")
     parser.add_argument("--count", type=int, default=1, help="how many versions")
     parser.add_argument("--seed", type=int, default=0, help="version i uses seed + i")
-    parser.add_argument("--coverage", type=float, default=0.0, help="painted share above which a token is redrawn")
-    parser.add_argument("--grow", type=int, default=1, help="rings of tokens redrawn around the paint")
-    add_drawing(parser)
-    given = parser.parse_args(arguments)
-    pipeline = load_pipeline(given)
-    result = pipeline.inpaint(
-        given.image,
-        given.mask,
-        to_prompt(given),
-        seeds=given.seed,
-        count=given.count,
-        sampler=to_sampler(given, pipeline),
-        best_of=given.best_of,
-        coverage=given.coverage,
-        grow=given.grow,
-    )
-    tokens = pipeline.grid[0] * pipeline.grid[1]
-    redrawn = result.recipes[0]["tokens_redrawn"]
+
+
+def _drawing(given: Namespace, pipeline: Any) -> dict[str, Any]:
+    """What all that edits takes besides its picture."""
+    return {
+        "label": to_prompt(given),
+        "seeds": given.seed,
+        "count": given.count,
+        "sampler": to_sampler(given, pipeline),
+        "best_of": given.best_of,
+    }
+
+
+def _margins(given: Namespace) -> tuple[int, int, int, int]:
+    sides = [given[side] for side in SIDES]
+    if given.margins is None:
+        left, top, right, bottom = (side or 0 for side in sides)
+        return left, top, right, bottom
+    if any(side is not None for side in sides):
+        raise Refused("give either --margins or the sides one by one")
+    try:
+        left, top, right, bottom = (int(part) for part in given.margins.split(","))
+    except ValueError:
+        raise Refused(f"--margins must be four whole numbers, as 2,0,2,0, got `{given.margins}`") from None
+    return left, top, right, bottom
+
+
+def _save(result: Any, given: Namespace) -> None:
+    """One picture as a PNG, several as a folder of them."""
+    path = Path(given.out)
     if given.count == 1:
         from maskimg.recipe import write_png
 
         path = png_path(given.out)
         write_png(result.images[0], result.recipes[0], path)
     else:
-        path = Path(given.out)
         result.save(path)
-    print(f"done: {redrawn} of {tokens} tokens redrawn, in {path}")
+    print(f"done: {result.recipes[0]['tokens_redrawn']} of {result.codes[0].numel()} tokens redrawn, in {path}")
 
 
 def translate(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to translate: grey, edges, another style, as the model learnt")
-    add_model(parser)
-    parser.add_argument("--out", type=str, required=True, help="PNG to write; with --count above 1, a folder")
-    parser.add_argument("--count", type=int, default=1, help="how many versions")
-    parser.add_argument("--seed", type=int, default=0, help="version i uses seed + i")
+    _add_edit(parser)
     add_drawing(parser)
     given = parser.parse_args(arguments)
-    path = png_path(given.out) if given.count == 1 else Path(given.out)
     pipeline = load_pipeline(given)
-    result = pipeline.translate(
-        given.image,
-        to_prompt(given),
-        seeds=given.seed,
-        count=given.count,
-        sampler=to_sampler(given, pipeline),
-        best_of=given.best_of,
-    )
-    if given.count == 1:
-        from maskimg.recipe import write_png
-
-        write_png(result.images[0], result.recipes[0], path)
-    else:
-        result.save(path)
-    print(f"done: {given.count} in {path}")
+    _save(pipeline.translate(given.image, **_drawing(given, pipeline)), given)
 
 
 def reconstruct(parser: Parser, arguments: list[str]) -> None:

@@ -15,6 +15,7 @@ def demo(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--user", type=str, help="name to log in with")
     parser.add_argument("--password-file", type=str, help="file that holds the password")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument("--mcp", action="store_true", help="offer the page's calls to agents as tools")
     add_machine(parser)
     given = parser.parse_args(arguments)
     from maskimg_apps.demo import serve
@@ -29,6 +30,7 @@ def demo(parser: Parser, arguments: list[str]) -> None:
         device=given.device,
         dtype=given.dtype,
         open_browser=given.open,
+        mcp=given.mcp,
     )
 
 

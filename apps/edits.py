@@ -1,0 +1,232 @@
+"""Inpaint, Outpaint and Variations: pictures that begin with a picture. Asleep without a pipeline."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from maskimg import editing
+from maskimg.editing import Edit
+from maskimg.hole import make_margins
+from maskimg.pipeline import Pipeline
+from maskimg_apps import runs
+from maskimg_apps.canvas import Canvas, make_canvas, wire_canvas
+from maskimg_apps.controls import (
+    QUIET,
+    Stage,
+    add_endpoint,
+    make_buttons,
+    make_controls,
+    make_stage,
+    pictures_and_seed,
+    result_column,
+    run_on,
+    run_once,
+    wire_run,
+)
+from maskimg_apps.errors import kindly
+from maskimg_apps.uploads import Drawing, guard_image, open_upload
+
+
+def inpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
+    with gr.Row(elem_classes="mk-run"):
+        with gr.Column(scale=2, min_width=300):
+            canvas = make_canvas("editor", "Open a picture, paint the part to redraw", awake=pipeline is not None)
+            with gr.Row():
+                coverage = gr.Dropdown(
+                    list(runs.COVERAGE),
+                    value="any pixel",
+                    label="Redraw a token when",
+                    info="so much of it is painted",
+                    min_width=130,
+                )
+                grow = gr.Slider(
+                    0, 4, value=1, step=1, label="Grow", info="rings of tokens around the paint", min_width=130
+                )
+            sight = gr.Dropdown(
+                list(runs.SIGHT),
+                value="the whole picture",
+                label="The model sees",
+                info="less of a large picture is finer: its grid then slides over the hole",
+            )
+            controls = make_controls(pipeline, compact=True)
+        with result_column("inpaint"):
+            go, stop = make_buttons("Inpaint", pipeline, "inpaint")
+            stage = make_stage(
+                pipeline, "inpaint", _count("Open a picture and paint the part to redraw."), pixels=False
+            )
+    reach = {"grow": grow, "coverage": coverage, "sight": sight}
+    if pipeline is None:
+        return controls | reach, stage, canvas
+
+    def preview(drawing: Drawing, mask_file: str | None, grow: float, coverage: str, sight: str) -> str:
+        def show() -> str:
+            picture, mask = runs.read_canvas(drawing, mask_file)
+            hole = pipeline.hole(picture, mask, **runs.hole_options(picture, grow, coverage, sight))
+            return runs.show_hole(pipeline, hole)
+
+        return _or_why_not(show)
+
+    def opened(drawing: Drawing, *others: Any) -> tuple[str, int]:
+        return preview(drawing, *others), runs.brush_radius(drawing)
+
+    def edit_of(picture: Any, mask: Any, values: dict[str, Any]) -> Edit:
+        options = runs.hole_options(picture, values.pop("grow"), values.pop("coverage"), values.pop("sight"))
+        return editing.inpainting(pipeline, picture, mask, **options)
+
+    def stream(view: str, drawing: Drawing, mask_file: str | None, **values: Any) -> Iterator[tuple]:
+        with kindly():
+            edit = edit_of(*runs.read_canvas(drawing, mask_file), values)
+            yield from run_on(stage, pipeline, runs.read_order(pipeline, values), edit, view, "inpaint")
+
+    def inpaint(image: str | None, mask: str | None, **values: Any) -> tuple:
+        with kindly():
+            edit = edit_of(open_upload(image), open_upload(mask, "mask"), values)
+            return run_once(pipeline, runs.read_order(pipeline, values), edit, stage.gallery)
+
+    wire_canvas(canvas, list(reach.values()), preview, opened, stage.panel)
+    drawn = {"drawing": canvas.editor, "mask_file": canvas.mask_file}
+    wire_run(go, stop, stream, drawn | reach | controls, stage)
+    words = "Redraw the white part of `mask`, which is as large as `image` -> the PNGs, and the seed used."
+    add_endpoint("inpaint", inpaint, _files("image", "mask") | reach | controls, pictures_and_seed(), words)
+    return controls | reach, stage, canvas
+
+
+def outpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, gr.Image]:
+    half = pipeline.grid[0] // 2 if pipeline else 4
+    with gr.Row(elem_classes="mk-run"):
+        with gr.Column(scale=2, min_width=300):
+            upload = guard_image(
+                gr.Image(
+                    label="Picture to extend",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=240,
+                    elem_id="outpaint-upload",
+                    elem_classes="mk-fill",
+                    interactive=pipeline is not None,
+                )
+            )
+            sides: dict[str, Any] = {}
+            for pair in (("left", "right"), ("top", "bottom")):
+                with gr.Row():
+                    for side in pair:
+                        sides[side] = gr.Slider(
+                            0, half, value=half // 2 if side in ("left", "right") else 0, step=1,
+                            label=side.capitalize(), info="tokens", min_width=130,
+                        )  # fmt: skip
+            controls = make_controls(pipeline, compact=True)
+        with result_column("outpaint"):
+            go, stop = make_buttons("Outpaint", pipeline, "outpaint")
+            stage = make_stage(pipeline, "outpaint", _count("Open a picture to extend."), pixels=False)
+    if pipeline is None:
+        return controls | sides, stage, upload
+
+    def preview(image: str | None, **values: Any) -> str:
+        def show() -> str:
+            if not image:
+                return _count("Open a picture to extend.")
+            picture, margins = open_upload(image), runs.read_margins(values, pipeline)
+            window = editing.window_before(image) or min(picture.size)
+            hole = make_margins(picture, margins, pipeline.grid, pipeline.tokenizer.stride, window)
+            return runs.show_hole(pipeline, hole, "drawn")
+
+        return _or_why_not(show)
+
+    def edit_of(image: str | None, values: dict[str, Any]) -> Edit:
+        picture, margins = open_upload(image), runs.read_margins(values, pipeline)
+        return editing.outpainting(pipeline, picture, margins, editing.window_before(image or ""))
+
+    def stream(view: str, image: str | None, **values: Any) -> Iterator[tuple]:
+        with kindly():
+            edit = edit_of(image, values)
+            yield from run_on(stage, pipeline, runs.read_order(pipeline, values), edit, view, "outpaint")
+
+    def outpaint(image: str | None, **values: Any) -> tuple:
+        with kindly():
+            edit = edit_of(image, values)
+            return run_once(pipeline, runs.read_order(pipeline, values), edit, stage.gallery)
+
+    for event in (upload.change, *(side.change for side in sides.values())):
+        inputs = {"image": upload, **sides}
+        event(preview, inputs_kwargs=inputs, outputs=stage.panel, trigger_mode="always_last", **QUIET)
+    wire_run(go, stop, stream, {"image": upload} | sides | controls, stage)
+    words = "Draw so many tokens on each side of `image`; its own pixels stay -> the PNGs, and the seed used."
+    add_endpoint("outpaint", outpaint, _files("image") | sides | controls, pictures_and_seed(), words)
+    return controls | sides, stage, upload
+
+
+def vary_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
+    with gr.Row(elem_classes="mk-run"):
+        with gr.Column(scale=2, min_width=300):
+            label = "Open a picture; paint a part to roll only that again"
+            canvas = make_canvas("vary-editor", label, awake=pipeline is not None)
+            strength = gr.Slider(
+                0.05, 1, value=0.5, step=0.05, label="Strength", info="share of the tokens that are drawn again"
+            )
+            controls = make_controls(pipeline, compact=True)
+        with result_column("vary"):
+            go, stop = make_buttons("Vary", pipeline, "vary")
+            stage = make_stage(pipeline, "vary", _count("Open a picture to vary."), pixels=True)
+    if pipeline is None:
+        return controls | {"strength": strength}, stage, canvas
+
+    def read(drawing: Drawing, mask_file: str | None) -> tuple[Any, Any]:
+        """Nothing painted means the whole picture."""
+        if drawing.picture is None:
+            raise ValueError(runs.NOT_OPEN)
+        painted = drawing.painted is not None and drawing.painted.any()
+        return runs.read_canvas(drawing, mask_file) if painted or mask_file else (drawing.picture, None)
+
+    def preview(drawing: Drawing, mask_file: str | None, strength: float) -> str:
+        def show() -> str:
+            picture, mask = read(drawing, mask_file)
+            edit = editing.variation(pipeline, picture, runs.number("strength", strength), [0], mask)
+            return runs.show_variation(pipeline, edit)
+
+        return _or_why_not(show)
+
+    def opened(drawing: Drawing, *others: Any) -> tuple[str, int]:
+        return preview(drawing, *others), runs.brush_radius(drawing)
+
+    def stream(view: str, drawing: Drawing, mask_file: str | None, strength: float, **values: Any) -> Iterator[tuple]:
+        with kindly():
+            picture, mask = read(drawing, mask_file)
+            order = runs.read_order(pipeline, values)
+            edit = editing.variation(pipeline, picture, runs.number("strength", strength), order.seeds, mask)
+            yield from run_on(stage, pipeline, order, edit, view, "vary")
+
+    def vary(image: str | None, mask: str | None, strength: float, **values: Any) -> tuple:
+        with kindly():
+            order = runs.read_order(pipeline, values)
+            reach = open_upload(mask, "mask") if mask else None
+            edit = editing.variation(
+                pipeline, open_upload(image), runs.number("strength", strength), order.seeds, reach
+            )
+            return run_once(pipeline, order, edit, stage.gallery)
+
+    wire_canvas(canvas, [strength], preview, opened, stage.panel)
+    drawn = {"drawing": canvas.editor, "mask_file": canvas.mask_file, "strength": strength}
+    wire_run(go, stop, stream, drawn | controls, stage)
+    words = "Draw a share of the tokens of `image` again, or of those under the white of `mask` -> the PNGs, the seed."
+    add_endpoint("vary", vary, _files("image", "mask") | {"strength": strength} | controls, pictures_and_seed(), words)
+    return controls | {"strength": strength}, stage, canvas
+
+
+def _or_why_not(show: Callable[[], str]) -> str:
+    """What `show` makes, or the sentence that says why it cannot."""
+    try:
+        with kindly():
+            return show()
+    except gr.Error as error:
+        return _count(error.message)
+
+
+def _files(*names: str) -> dict[str, Any]:
+    """Programs send files, not canvases."""
+    return {name: guard_image(gr.Image(type="filepath", image_mode=None, visible=False)) for name in names}
+
+
+def _count(words: str) -> str:
+    return f'<p class="mk-count" role="status">{words}</p><span class="mk-live"></span>'

@@ -1,0 +1,182 @@
+"""Info: how a picture was made, the last recipes, and what the model says about itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from maskimg.pipeline import Pipeline
+from maskimg.recipe import read_recipe
+from maskimg_apps import look, runs, tokens
+from maskimg_apps.controls import QUIET, Stage, add_endpoint
+from maskimg_apps.errors import kindly
+from maskimg_apps.uploads import guard_image, open_upload
+
+MOST = 50  # recipes that the browser keeps
+MAX_SHOWN = 400  # characters of a value
+TABS = ("generate", "inpaint", "outpaint", "vary")
+
+
+def keep_recipes() -> gr.BrowserState:
+    """The last recipes, in the browser; outside the tabs, since what is in one is not there before it is opened.
+
+    The server reads them like anything else that comes from outside: the secret is none.
+    """
+    return gr.BrowserState([], storage_key="maskimg-recipes", secret="maskimg")
+
+
+def info_tab(
+    page: gr.Blocks,
+    kept: gr.BrowserState,
+    pipeline: Pipeline | None,
+    controls: Mapping[str, Mapping[str, Any]],
+    stages: list[Stage],
+    switch: gr.Tabs,
+) -> None:
+    """The tab; `controls` are those of each task's tab, which a recipe sets, and `kept` is from `keep_recipes`."""
+    awake = pipeline is not None
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            upload = guard_image(
+                gr.Image(
+                    label="A PNG that maskimg made",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=240,
+                    elem_id="info-upload",
+                    interactive=awake,
+                )
+            )
+            recent = gr.Dropdown(
+                [], value=None, label="Recent recipes", info="kept in this browser", elem_id="info-recent",
+                interactive=awake,
+            )  # fmt: skip
+            with gr.Row():
+                use = gr.Button(
+                    "Use these settings", variant="primary", min_width=150, elem_id="info-use", interactive=awake
+                )
+                again = gr.Button("Run again", min_width=110, elem_id="info-again", interactive=awake)
+        with gr.Column(scale=3, min_width=320):
+            table = gr.HTML(_hint(), elem_id="info-recipe")
+    if pipeline is None:
+        return
+    with gr.Accordion("About this model", open=False):
+        gr.HTML(tokens.facts(runs.facts(pipeline)))
+
+    chosen = gr.State(None)
+
+    def remember(made: Any, recipes: Any) -> tuple:
+        recipes = _list(recipes)
+        recipes = [made, *(each for each in recipes if each != made)][:MOST] if made else recipes
+        return recipes, gr.Dropdown(choices=_choices(recipes))
+
+    def listed(recipes: Any) -> gr.Dropdown:
+        return gr.Dropdown(choices=_choices(_list(recipes)))
+
+    # On load, and again when the browser has found what it kept, which may be later.
+    gr.on([page.load, kept.change], listed, kept, recent, queue=False, **QUIET)
+    for stage in stages:
+        stage.made.change(remember, [stage.made, kept], [kept, recent], queue=False, **QUIET)
+
+    def read(image: str | None) -> tuple:
+        with kindly():
+            if not image:
+                return None, _hint()
+            recipe = _read(image)
+            return recipe, show_recipe(pipeline, recipe)
+
+    def pick(index: int | None, recipes: Any) -> tuple:
+        with kindly():
+            recipes = _list(recipes)
+            if index is None or not 0 <= index < len(recipes):
+                return None, _hint()
+            return recipes[index], show_recipe(pipeline, recipes[index])
+
+    outputs = [switch, *(control for task in TABS for control in controls[task].values())]
+
+    def restore(recipe: Any) -> list[Any]:
+        with kindly():
+            if recipe is None:
+                raise ValueError("there is no recipe yet: open a PNG, or choose a recent one")
+            task, values, notes = runs.read_settings(pipeline, recipe)
+            if task not in TABS:
+                raise ValueError(f"this recipe cannot be used here (its task is `{task}`)")
+            for note in notes:
+                gr.Warning(note[:1].upper() + note[1:] + ".")
+            updates: list[Any] = [gr.Tabs(selected=task)]
+            for each in TABS:
+                updates += [values.get(name, gr.skip()) if each == task else gr.skip() for name in controls[each]]
+            return updates
+
+    def can_run(recipe: Any) -> str:
+        """The tab whose button is pressed next; others need their picture first."""
+        return "generate" if isinstance(recipe, dict) and recipe.get("task") == "generate" else ""
+
+    upload.change(read, upload, [chosen, table], **QUIET)
+    recent.input(pick, [recent, kept], [chosen, table], **QUIET)
+    use.click(restore, chosen, outputs, **QUIET)
+    ready = gr.Textbox(visible="hidden")
+    again.click(restore, chosen, outputs, **QUIET).success(can_run, chosen, ready, **QUIET).success(
+        None, ready, None, js=look.PRESS, **QUIET
+    )
+
+    def read_png(image: str | None) -> dict[str, Any]:
+        with kindly():
+            return _read(image)
+
+    def model_info() -> dict[str, Any]:
+        with kindly():
+            return runs.facts(pipeline)
+
+    file = guard_image(gr.Image(type="filepath", image_mode=None, visible=False))
+    answer: list[Any] = [gr.JSON(visible=False, label="recipe")]
+    add_endpoint("read_recipe", read_png, {"image": file}, answer, "The recipe inside a PNG that maskimg made.")
+    add_endpoint("model_info", model_info, {}, [gr.JSON(visible=False, label="facts")], "What the model can do.")
+
+
+def show_recipe(pipeline: Pipeline, recipe: Mapping[str, Any]) -> str:
+    """A recipe as a table, with what stands against drawing it again here."""
+    try:
+        notes = runs.read_settings(pipeline, recipe)[2]
+    except ValueError as error:
+        notes = [str(error)]
+    values = {key: value for key, value in recipe.items() if key not in ("sampler", "label") and value is not None}
+    label = recipe.get("label")
+    values |= label if isinstance(label, dict) else {}
+    sampler = recipe.get("sampler")
+    values |= sampler if isinstance(sampler, dict) else {}
+    rows = {str(key).replace("_", " "): _short(value) for key, value in values.items()}
+    return "".join(tokens.note(note) for note in notes) + tokens.facts(rows)
+
+
+def _read(image: str | None) -> dict[str, Any]:
+    open_upload(image)
+    recipe = read_recipe(image) if image else None
+    if recipe is None:
+        raise ValueError("this picture holds no recipe of maskimg's: it was not drawn by it, or was saved again")
+    return recipe
+
+
+def _list(recipes: Any) -> list[dict[str, Any]]:
+    return [each for each in recipes if isinstance(each, dict)][:MOST] if isinstance(recipes, list) else []
+
+
+def _choices(recipes: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """The newest first; numbered, since two may read the same."""
+    return [(f"{i + 1}. {_name(recipe)}", i) for i, recipe in enumerate(recipes)]
+
+
+def _name(recipe: dict[str, Any]) -> str:
+    label = recipe.get("label")
+    words = " ".join(map(str, label.values())) if isinstance(label, dict) else ""
+    return _short(f"{recipe.get('task')} · {words or 'no label'} · seed {recipe.get('seed')}", 60)
+
+
+def _short(value: Any, most: int = MAX_SHOWN) -> str:
+    words = str(value)
+    return words if len(words) <= most else words[:most] + " …"
+
+
+def _hint() -> str:
+    return '<p class="mk-hint">Open a PNG, or choose a recent recipe: what made it is shown here.</p>'
