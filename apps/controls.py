@@ -12,6 +12,7 @@ from maskimg.masking import SCHEDULES
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import GUIDANCE_SCHEDULES, ORDERS, Sampler
+from maskimg.words import LONGEST
 from maskimg_apps import drawing, look, runs, tokens
 from maskimg_apps.canvas import Canvas
 from maskimg_apps.errors import kindly
@@ -50,6 +51,17 @@ def make_controls(
             controls[runs.label_key(field)] = gr.Dropdown(
                 choices, value=chosen, label=field.replace("_", " ").capitalize(), min_width=130
             )
+    if pipeline and pipeline.words:
+        controls["prompt"] = gr.Textbox(
+            value="",
+            label="In words",
+            placeholder="red apple",
+            max_length=LONGEST,
+            info=f"it knows {pipeline.words.told}",
+        )
+        controls["negative"] = gr.Textbox(
+            value="", label="But not", max_length=LONGEST, info="in words, what guidance moves away from"
+        )
     controls["images"] = gr.Slider(1, runs.MAX_IMAGES, value=4, step=1, label="Images")
     with gr.Row():
         controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=130)
@@ -70,7 +82,7 @@ def make_controls(
                 min_width=130,
                 visible=has_critic,
             )
-    guided = bool(fields)
+    guided = bool(fields) or bool(pipeline and pipeline.reader.sources)
     if compact:
         with gr.Accordion("Advanced", open=False):
             _make_loop_controls(controls, recipe, orders, guided)

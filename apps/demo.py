@@ -42,9 +42,13 @@ def build(pipeline: Pipeline | None) -> gr.Blocks:
                 controls["outpaint"], outpainted, upload = edits.outpaint_tab(pipeline)
             with gr.Tab("Variations", id="vary"):
                 controls["vary"], varied, other = edits.vary_tab(pipeline)
+            stages = [drawn, inpainted, outpainted, varied]
+            if pipeline is not None and pipeline.source_kind:
+                with gr.Tab("Translate", id="translate"):
+                    controls["translate"], translated = edits.translate_tab(pipeline)
+                stages.append(translated)
             with gr.Tab("Reconstruct", id="reconstruct"):
                 tabs.reconstruct_tab(pipeline)
-            stages = [drawn, inpainted, outpainted, varied]
             with gr.Tab("Info", id="info"):
                 info_tab(page, kept, pipeline, controls, stages, switch)
         if pipeline is not None:

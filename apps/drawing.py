@@ -141,7 +141,7 @@ def draw(
     candidates: list[list[Frame]] = []  # of the place where the grid is
     progress = None
     options = {"sampler": order.sampler, "best_of": order.best_of}
-    for progress in editing.draw_steps(pipeline, edit, order.label, order.seeds, **options):
+    for progress in editing.draw_steps(pipeline, edit, order.asked, order.seeds, **options):
         if progress.chosen:
             if progress.place + 1 < len(edit.places):
                 board.look(progress)  # stays on the board
@@ -185,7 +185,7 @@ def judged(pipeline: Pipeline, order: Order, edit: Edit | None, frames: Sequence
     found = []
     for frame in frames:
         if frame.critic is None:
-            belief = (-pipeline.doubts(order.label, frame.progress.part[:1])).sigmoid()
+            belief = (-pipeline.doubts(order.asked, frame.progress.part[:1])).sigmoid()
             frame = dataclasses.replace(frame, critic=board.spread(frame.progress, belief)[0])
         found.append(frame)
     return found
@@ -248,7 +248,7 @@ def save_animation(pipeline: Pipeline, order: Order, frames: Sequence[Frame], fo
 def recipe_of(pipeline: Pipeline, order: Order, seed: int, edit: Edit | None) -> dict:
     """What the PNG of a seed holds, as `Pipeline.edit` writes it."""
     recipe = pipeline.recipe_for(
-        order.label, seed, order.sampler, task=edit.task if edit else "generate", best_of=order.best_of
+        order.asked, seed, order.sampler, task=edit.task if edit else "generate", best_of=order.best_of
     )
     return recipe | edit.numbers if edit else recipe
 
@@ -269,7 +269,7 @@ def _scores(
         return {"critic": board.spread(progress, scores.sigmoid())}
     found = {"confidence": board.spread(progress, scores.exp())}
     if with_critic and pipeline.generator.has_critic:
-        found["critic"] = board.spread(progress, (-pipeline.doubts(order.label, progress.part)).sigmoid())
+        found["critic"] = board.spread(progress, (-pipeline.doubts(order.asked, progress.part)).sigmoid())
     return found
 
 

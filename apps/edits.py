@@ -1,5 +1,6 @@
 """Inpaint, Outpaint and Variations: pictures that begin with a picture. Asleep without a pipeline."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ from maskimg_apps.controls import (
 )
 from maskimg_apps.errors import kindly
 from maskimg_apps.uploads import Drawing, guard_image, open_upload
+
+SOURCES = {"grey": "seen in grey", "edges": "seen as edges", "lowres": "seen blurred", "folder": "as it was trained"}
 
 
 def inpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
@@ -212,6 +215,46 @@ def vary_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
     words = "Draw a share of the tokens of `image` again, or of those under the white of `mask` -> the PNGs, the seed."
     add_endpoint("vary", vary, _files("image", "mask") | {"strength": strength} | controls, pictures_and_seed(), words)
     return controls | {"strength": strength}, stage, canvas
+
+
+def translate_tab(pipeline: Pipeline) -> tuple[dict[str, Any], Stage]:
+    """Only of a model that translates."""
+    with gr.Row(elem_classes="mk-run"):
+        with gr.Column(scale=2, min_width=300):
+            upload = guard_image(
+                gr.Image(
+                    label=f"Picture to translate ({SOURCES[pipeline.source_kind]})",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=240,
+                    elem_id="translate-upload",
+                    elem_classes="mk-fill",
+                )
+            )
+            controls = make_controls(pipeline, compact=True)
+        with result_column("translate"):
+            go, stop = make_buttons("Translate", pipeline, "translate")
+            stage = make_stage(pipeline, "translate", _count("Open a picture to translate."), pixels=True)
+
+    def read(image: str | None, values: dict[str, Any]) -> tuple[runs.Order, Edit]:
+        edit, source = editing.translation(pipeline, open_upload(image))
+        return dataclasses.replace(runs.read_order(pipeline, values), source=source), edit
+
+    def stream(view: str, image: str | None, **values: Any) -> Iterator[tuple]:
+        with kindly():
+            order, edit = read(image, values)
+            yield from run_on(stage, pipeline, order, edit, view, "translate")
+
+    def translate(image: str | None, **values: Any) -> tuple:
+        with kindly():
+            order, edit = read(image, values)
+            return run_once(pipeline, order, edit, stage.gallery)
+
+    wire_run(go, stop, stream, {"image": upload} | controls, stage)
+    words = "What the model makes of `image` -> the PNGs, and the seed used."
+    add_endpoint("translate", translate, _files("image") | controls, pictures_and_seed(), words)
+    return controls, stage
 
 
 def _or_why_not(show: Callable[[], str]) -> str:

@@ -14,7 +14,6 @@ from maskimg_apps.uploads import guard_image, open_upload
 
 MOST = 50  # recipes that the browser keeps
 MAX_SHOWN = 400  # characters of a value
-TABS = ("generate", "inpaint", "outpaint", "vary")
 
 
 def keep_recipes() -> gr.BrowserState:
@@ -93,19 +92,19 @@ def info_tab(
                 return None, _hint()
             return recipes[index], show_recipe(pipeline, recipes[index])
 
-    outputs = [switch, *(control for task in TABS for control in controls[task].values())]
+    outputs = [switch, *(control for task in controls for control in controls[task].values())]
 
     def restore(recipe: Any) -> list[Any]:
         with kindly():
             if recipe is None:
                 raise ValueError("there is no recipe yet: open a PNG, or choose a recent one")
             task, values, notes = runs.read_settings(pipeline, recipe)
-            if task not in TABS:
+            if task not in controls:
                 raise ValueError(f"this recipe cannot be used here (its task is `{task}`)")
             for note in notes:
                 gr.Warning(note[:1].upper() + note[1:] + ".")
             updates: list[Any] = [gr.Tabs(selected=task)]
-            for each in TABS:
+            for each in controls:
                 updates += [values.get(name, gr.skip()) if each == task else gr.skip() for name in controls[each]]
             return updates
 
@@ -170,6 +169,7 @@ def _choices(recipes: list[dict[str, Any]]) -> list[tuple[str, int]]:
 def _name(recipe: dict[str, Any]) -> str:
     label = recipe.get("label")
     words = " ".join(map(str, label.values())) if isinstance(label, dict) else ""
+    words = " ".join(filter(None, (words, str(recipe.get("prompt") or ""))))
     return _short(f"{recipe.get('task')} · {words or 'no label'} · seed {recipe.get('seed')}", 60)
 
 

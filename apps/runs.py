@@ -17,6 +17,7 @@ from maskimg.editing import Edit
 from maskimg.hole import Hole
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline, expand_seeds
+from maskimg.prompt import Prompt
 from maskimg.reconstruction import Reconstruction
 from maskimg.sampler import Sampler
 from maskimg.sampler import describe as describe_sampler
@@ -41,6 +42,13 @@ class Order:
     seeds: list[int]
     sampler: Sampler
     best_of: int = 1
+    prompt: str = ""
+    negative: str = ""
+    source: torch.Tensor | None = None
+
+    @property
+    def asked(self) -> Prompt:
+        return Prompt(self.label, self.prompt or None, self.negative or None, source=self.source)
 
 
 def label_key(field: str) -> str:
@@ -72,7 +80,11 @@ def read_order(pipeline: Pipeline, values: Mapping[str, Any]) -> Order:
     best_of = whole("best of", values.get("best_of", 1), 1, MAX_BEST_OF)
     if best_of > 1 and not pipeline.generator.has_critic:
         raise ValueError("best of needs a critic, and this model has none")
-    return Order(label, expand_seeds(seed, count), dataclasses.replace(start, **changed), best_of)
+    words = [str(values.get(name) or "").strip() for name in ("prompt", "negative")]
+    sampler = dataclasses.replace(start, **changed)
+    order = Order(label, expand_seeds(seed, count), sampler, best_of, words[0], words[1])
+    pipeline.reader.condition(order.asked)  # what the model does not know is said before anything begins
+    return order
 
 
 _NUMBERS = (
@@ -239,6 +251,7 @@ def read_settings(pipeline: Pipeline, recipe: Any) -> tuple[str, dict[str, Any],
         values["images"] = whole("images", recipe.get("images", 1), 1, MAX_IMAGES)
         values["best_of"] = whole("best of", recipe.get("best_of", 1), 1, MAX_BEST_OF)
         label = {str(field): str(name) for field, name in recipe["label"].items()}
+        values |= {name: str(recipe.get(name, "")) for name in ("prompt", "negative")}
         if task == "outpaint":
             values |= {side: whole(side, n, 0, 64) for side, n in zip(SIDES, recipe["margins"], strict=True)}
         if task == "vary":
@@ -256,6 +269,8 @@ def read_settings(pipeline: Pipeline, recipe: Any) -> tuple[str, dict[str, Any],
         if found and found not in names:
             notes.append(f"this model has no {field} `{found}`")
     notes += [f"this model has no labels of the kind `{field}`" for field in label]
+    if (values["prompt"] or values["negative"]) and pipeline.words is None:
+        notes.append("this model was trained without captions, so its words are left out")
     mine = pipeline.about.get("manifest_sha256")
     if recipe.get("model") != pipeline.name or (mine and recipe.get("model_sha256") not in (None, mine)):
         notes.append(f"it was drawn by the model `{recipe.get('model')}`, and this is another one")

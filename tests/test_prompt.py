@@ -2,43 +2,19 @@
 
 import pytest
 import torch
-from helpers import stirred
 from PIL import Image
-from tiny import LABELS, NETWORK, TOKENIZER, tiny_pipeline
+from tiny import LABELS, TOKENIZER, WORDS, listening_pipeline, tiny_pipeline
 
 from maskimg.pipeline import Pipeline
 from maskimg.prompt import Prompt
-from maskimg.reader import SourceConfig
 from maskimg.sampler import Sampler
-from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
-from maskimg.words import WordPieces
 from vqgan import Tokenizer
 from vqgan.images import to_pil
-
-WORDS = WordPieces(("apple", "dog", "red"), 8, 1)
-PICTURE = SourceConfig("picture", 64, grid=(4, 4), over=True, depth=1)
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    """An untrained model that knows labels, words and pictures."""
-    config = TransformerConfig(
-        64, (4, 4), NETWORK.label_sizes, dim=32, depth=2, heads=2, sources=(WORDS.source, PICTURE)
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net, critic, tokenizer = MaskedTransformer(config), TokenCritic(config), Tokenizer(TOKENIZER)
-    return Pipeline(
-        tokenizer,
-        stirred(net),
-        stirred(critic, 1),
-        labels=LABELS,
-        words=WORDS,
-        recipe=Sampler(steps=4, guidance=2.0),
-        about={"name": "tiny", "source": "grey"},
-        device="cpu",
-        dtype="fp32",
-    )
+    return listening_pipeline()
 
 
 def test_words_change_the_picture_and_stand_in_its_recipe(pipeline):

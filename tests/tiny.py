@@ -1,10 +1,14 @@
 """Models small enough to test with: a 16-pixel tokenizer and a 4x4-token generator of width 32, untrained."""
 
+import dataclasses
+
 import torch
 
 from maskimg.pipeline import Pipeline
+from maskimg.reader import SourceConfig
 from maskimg.sampler import Sampler
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
+from maskimg.words import WordPieces
 from vqgan import Tokenizer, TokenizerConfig
 
 LABELS = {"class": ["bird", "bug", "cat"], "style": ["flat", "round"]}
@@ -30,4 +34,30 @@ def tiny_pipeline(*, labels: bool = True, critic: bool = True, seed: int = 0, dt
         about={"name": "tiny"},
         device="cpu",
         dtype=dtype,
+    )
+
+
+WORDS = WordPieces(("apple", "dog", "red"), 8, 1)
+PICTURE = SourceConfig("picture", 64, grid=(4, 4), over=True, depth=1)
+
+
+def listening_pipeline() -> Pipeline:
+    """A whole untrained model that knows labels, words, and grey pictures to translate."""
+    config = dataclasses.replace(NETWORK, sources=(WORDS.source, PICTURE))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, critic, tokenizer = MaskedTransformer(config), TokenCritic(config), Tokenizer(TOKENIZER)
+        for module in (net, critic):
+            for parameter in module.parameters():
+                parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return Pipeline(
+        tokenizer,
+        net,
+        critic,
+        labels=LABELS,
+        words=WORDS,
+        recipe=Sampler(steps=4, guidance=2.0),
+        about={"name": "tiny", "source": "grey"},
+        device="cpu",
+        dtype="fp32",
     )

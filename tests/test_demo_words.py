@@ -1,0 +1,99 @@
+"""The demo of a model that listens to words and translates pictures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from test_demo import VALUES
+from tiny import listening_pipeline, tiny_pipeline
+
+from maskimg.pipeline import Pipeline
+from maskimg.recipe import read_recipe, write_png
+from maskimg_apps import demo, runs
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return listening_pipeline()
+
+
+@pytest.fixture(scope="module")
+def client(pipeline, tmp_path_factory) -> Iterator[Client]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        page = demo.build(pipeline)
+        address = demo.launch(page, port=demo.free_port("127.0.0.1", 0))
+        client = Client(address, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+        yield client
+        client.close()
+        page.close(verbose=False)
+
+
+def test_words_on_the_page_draw_what_they_draw_in_python(client, pipeline, tmp_path):
+    pictures, seed = client.predict(
+        label_class="bird", prompt="red apple", negative="dog", images=1, seed=7, random_seed=False,
+        api_name="/generate",
+    )  # fmt: skip
+    assert seed == 7
+    result = pipeline.generate({"class": "bird"}, prompt="red apple", negative="dog", seeds=7)
+    write_png(result.images[0], result.recipes[0], tmp_path / "same.png")
+    assert Path(pictures[0]["image"]).read_bytes() == (tmp_path / "same.png").read_bytes()
+
+
+def test_translate_on_the_page_is_translate_in_python(client, pipeline, tmp_path):
+    image = Image.linear_gradient("L").convert("RGB").resize((40, 20))
+    image.save(tmp_path / "photo.png")
+    pictures, _ = client.predict(
+        image=handle_file(tmp_path / "photo.png"), prompt="dog", images=2, seed=3, random_seed=False,
+        api_name="/translate",
+    )  # fmt: skip
+    result = pipeline.translate(tmp_path / "photo.png", prompt="dog", seeds=3, count=2)
+    for shown, image, recipe in zip(pictures, result.images, result.recipes, strict=True):
+        write_png(image, recipe, tmp_path / "same.png")
+        assert Path(shown["image"]).read_bytes() == (tmp_path / "same.png").read_bytes()
+    recipe = read_recipe(pictures[0]["image"])
+    assert recipe is not None and (recipe["task"], recipe["source"]) == ("translate", "grey")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"prompt": "zeppelin " * 9}, "pieces long, and the model reads 8"),
+        ({"prompt": "x" * 20_000}, "characters: say it in fewer words"),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_refused_in_words(client, values, words):
+    with pytest.raises(AppError, match=words):
+        client.predict(**values, api_name="/generate")
+
+
+def test_a_missing_picture_to_translate_is_asked_for(client):
+    with pytest.raises(AppError, match="no picture"):
+        client.predict(image=None, api_name="/translate")
+
+
+def test_a_recipe_with_words_sets_them_again(pipeline):
+    recipe = pipeline.generate("bird", prompt="red apple", seeds=4).recipes[0]
+    task, values, notes = runs.read_settings(pipeline, recipe)
+    assert (task, values["prompt"], values["negative"], notes) == ("generate", "red apple", "", [])
+    order = runs.read_order(pipeline, VALUES | values)
+    assert order.asked.text == "red apple" and order.seeds == [4]
+    _, _, notes = runs.read_settings(tiny_pipeline(), recipe)
+    assert notes[0] == "this model was trained without captions, so its words are left out"
+
+
+def test_only_a_model_that_can_has_words_and_translate_on_its_page(client):
+    calls = client.view_api(return_format="dict")["named_endpoints"]
+    assert "/translate" in calls
+    assert "prompt" in [parameter["parameter_name"] for parameter in calls["/inpaint"]["parameters"]]
+    config = demo.build(tiny_pipeline()).get_config_file()
+    assert "translate" not in [each["api_name"] for each in config["dependencies"]]
+    assert "In words" not in [each["props"].get("label") for each in config["components"]]
