@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from maskimg.conditions import Condition
+from maskimg.conditions import Condition, as_condition
 from maskimg.maskgit import MaskGit
 from maskimg.sampler import Sampler
 from maskimg.sampling import make_plan, sample
@@ -35,12 +35,15 @@ class GraphedSampler:
         self.recordings: dict[tuple[int, Sampler, tuple], Recording] = {}
 
     @torch.no_grad()
-    def __call__(self, condition: Condition, sampler: Sampler, seeds: torch.Tensor) -> torch.Tensor:
-        """The condition of b images, seeds (b,) -> codes (b, h, w).
+    def __call__(
+        self, condition: Condition | torch.Tensor | None, sampler: Sampler, seeds: torch.Tensor
+    ) -> torch.Tensor:
+        """The condition of b images, or their labels (b, f) alone, and seeds (b,) -> codes (b, h, w).
 
         Raises:
             RuntimeError: this device or driver cannot record the loop.
         """
+        condition = as_condition(condition)
         key = (len(seeds), sampler, tuple(tensor.shape for tensor in condition.tensors))
         if key not in self.recordings:
             if len(self.recordings) >= KEPT:
