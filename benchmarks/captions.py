@@ -35,7 +35,7 @@ from vqgan.images import sheet, to_tensor
 
 SHOWN = ("red apple", "grinning face", "dog face", "rocket", "sun", "birthday cake", "crown", "octopus")
 NEVER_SEEN = ("a blue apple", "dog with sunglasses", "purple rocket", "quokka", "zeppelin")
-GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 
 
 def prepare(archive: Path, folder: Path) -> None:

@@ -88,12 +88,15 @@ def test_a_prefix_is_never_scored(loss_weight, visible_weight):
         schedule="linear",
     )  # fmt: skip
     gradients = {}
-    hooks = [
-        model.net.trunk.register_forward_hook(lambda *call: call[2].register_hook(lambda g: gradients.update(net=g))),
-        model.token_critic.trunk.register_forward_hook(
-            lambda *call: call[2].register_hook(lambda g: gradients.update(critic=g))
-        ),
-    ]
+
+    def watch(name: str):
+        def keep(_, __, features: torch.Tensor) -> None:
+            features.register_hook(lambda gradient: gradients.update({name: gradient}))
+
+        return keep
+
+    trunks = {"net": model.net.trunk, "critic": model.token_critic.trunk}
+    hooks = [trunk.register_forward_hook(watch(name)) for name, trunk in trunks.items()]
     model(random_codes(6), fixed=PREFIX, generator=torch.Generator().manual_seed(1)).loss.backward()
     for hook in hooks:
         hook.remove()
@@ -136,7 +139,7 @@ def test_with_the_reference_s_own_cross_attention_the_loss_is_the_reference_s(mo
     """Its Encoder(cross_attend=True) in both wrappers: same weights, masks and source, padding included."""
     torch.manual_seed(0)
     net = TransformerWrapper(
-        num_tokens=17, max_seq_len=16, attn_layers=Encoder(dim=32, depth=2, heads=2, cross_attend=True)
+        num_tokens=17, max_seq_len=16, logits_dim=16, attn_layers=Encoder(dim=32, depth=2, heads=2, cross_attend=True)
     )
     for parameter in net.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))

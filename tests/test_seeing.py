@@ -239,7 +239,7 @@ def test_a_model_that_repeats_its_training_grids_is_found_out(tmp_path, monkeypa
     assert load_image(tmp_path / "nearest.png").size == (8 * 18 + 2, 8 * 18 + 2)
 
     def repeat(self, count, condition, **_):
-        assert (condition is not None) == labels
+        assert (condition.labels is not None) == labels
         return noise[1, torch.arange(count) % 20]
 
     monkeypatch.setattr(MaskGit, "generate", repeat)

@@ -434,7 +434,7 @@ def _run(
             "training": identity_of(training),
             "data": data_identity(cache.fingerprint, cache.held_out, cache.fields),
         },
-        defaults={"training": identity_of(GeneratorTraining())},
+        defaults={"training": identity_of(GeneratorTraining()), describe: {"sources": []}},
         batch_size=training.batch_size,
         track=track,
         allow_data_change=allow_data_change,
