@@ -368,7 +368,7 @@ def set_slider(page: Page, name: str, value: str) -> None:
 def paint(page: Page, canvas: Locator, *, radius: int, name: str = "editor") -> None:
     """A short stroke in the middle of the picture, once the brush has taken its size from it."""
     page.wait_for_function("([name, radius]) => window.maskimgRadius?.[name] === radius", arg=[name, radius])
-    page.wait_for_timeout(200)
+    page.wait_for_timeout(2000)  # the editor takes a moment to make the brush
     canvas.first.scroll_into_view_if_needed()
     box = canvas.first.bounding_box()
     assert box is not None
