@@ -12,16 +12,14 @@ style and of the emoji's class (32 of them). Figures go to benchmarks/results/ca
 
 import argparse
 import csv
-import io
 import json
 import random
-import zipfile
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from emoji_64 import LEFT_OUT, record
+from emoji_64 import record, unpack
 from PIL import Image
 from tqdm import tqdm
 
@@ -40,12 +38,7 @@ GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 
 def prepare(archive: Path, folder: Path) -> None:
     """Unpack the pictures without people and flags, and write labels.csv (style, caption) and classes.csv."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(archive) as zipped:
-        text = io.TextIOWrapper(zipped.open("labels.csv"), encoding="utf-8")
-        rows = [row for row in csv.DictReader(text) if row["group"] not in LEFT_OUT]
-        for row in tqdm(rows, desc="unpacking"):
-            (folder / row["file"]).write_bytes(zipped.read(row["file"]))
+    rows = unpack(archive, folder)
     of_emoji = defaultdict(list)
     for row in rows:
         of_emoji[row["emoji"]].append(row["file"])

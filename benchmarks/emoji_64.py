@@ -111,14 +111,25 @@ TOKENIZERS = {
 }
 
 
-def prepare(archive: Path, folder: Path) -> None:
-    """Unpack the chosen pictures and write a labels.csv with the fields class and style."""
+def described(zipped: zipfile.ZipFile) -> list[dict[str, str]]:
+    """What the archive says of each picture that is no person, body part or flag."""
+    text = io.TextIOWrapper(zipped.open("labels.csv"), encoding="utf-8")
+    return [row for row in csv.DictReader(text) if row["group"] not in LEFT_OUT]
+
+
+def unpack(archive: Path, folder: Path) -> list[dict[str, str]]:
+    """The chosen pictures into a folder -> what the archive says of each."""
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive) as zipped:
-        text = io.TextIOWrapper(zipped.open("labels.csv"), encoding="utf-8")
-        rows = [row for row in csv.DictReader(text) if row["group"] not in LEFT_OUT]
+        rows = described(zipped)
         for row in tqdm(rows, desc="unpacking"):
             (folder / row["file"]).write_bytes(zipped.read(row["file"]))
+    return rows
+
+
+def prepare(archive: Path, folder: Path) -> None:
+    """Unpack the chosen pictures and write a labels.csv with the fields class and style."""
+    rows = unpack(archive, folder)
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "class", "style", "split"])

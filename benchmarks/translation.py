@@ -17,12 +17,11 @@ MODEL.
 
 import argparse
 import csv
-import io
 import zipfile
 from pathlib import Path
 
 import torch
-from emoji_64 import LEFT_OUT, record
+from emoji_64 import described, record
 from tqdm import tqdm
 
 from maskimg.evaluate import train_judge
@@ -36,10 +35,9 @@ from vqgan.images import normalize, sheet, to_pil
 def prepare(archive: Path, folder: Path, source: str, target: str) -> None:
     """Unpack the emoji that both styles draw into FOLDER/source and FOLDER/target, by equal names."""
     with zipfile.ZipFile(archive) as zipped:
-        text = io.TextIOWrapper(zipped.open("labels.csv"), encoding="utf-8")
         drawn = {source: {}, target: {}}
-        for row in csv.DictReader(text):
-            if row["style"] in drawn and row["group"] not in LEFT_OUT:
+        for row in described(zipped):
+            if row["style"] in drawn:
                 drawn[row["style"]][f"{row['codepoints']}-{row['tone']}"] = row
         names = sorted(drawn[source].keys() & drawn[target].keys())
         for kind, style in (("source", source), ("target", target)):
@@ -71,17 +69,17 @@ def measure(where: str, model: str, source: str, steps: int) -> None:
 
     real, whole = judge.features(targets), judge.features(train.pixels)
     restored = torch.cat([pipeline.decode(pipeline.tokenizer.encode(part)).cpu() for part in targets.split(32)])
-    for name, shown in (("the sources", given), ("translations", images), ("targets through the tokenizer", restored)):
-        features = judge.features(shown)
+    for name, kind in (("the sources", given), ("translations", images), ("targets through the tokenizer", restored)):
+        features = judge.features(kind)
         figures = {
-            "pictures": len(shown),
+            "pictures": len(kind),
             "frechet_distance": frechet_distance(features, whole),
             "apart": (features - real).norm(dim=1).mean().item(),
         }
         record("translation", f"{Path(model).name}: {name}", figures)
-    chosen = torch.linspace(0, len(given) - 1, min(24, len(given))).long().tolist()
-    rows = [[to_pil(kind[i]) for i in chosen] for kind in (given, images, targets)]
-    halves = [row[start : start + 12] for start in range(0, len(chosen), 12) for row in rows]
+    shown = torch.linspace(0, len(given) - 1, min(24, len(given))).long().tolist()
+    rows = [[to_pil(kind[i]) for i in shown] for kind in (given, images, targets)]
+    halves = [row[start : start + 12] for start in range(0, len(shown), 12) for row in rows]
     sheet([image for row in halves for image in row], 12).save(f"{model}-translations.png")
 
 

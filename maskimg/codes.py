@@ -169,7 +169,7 @@ class CodeCache:
             u = torch.zeros(len(rows)) if generator is None else rand(generator, "caption", (len(rows),))
             contexts[WORDS] = self.words.drawn(rows, u)
         if self.source is not None:
-            codes = self.source.codes[version, rows].flatten(1).cpu()
+            codes = self.source.codes[version, rows].flatten(1)
             contexts[PICTURE] = Context(codes, torch.ones_like(codes, dtype=torch.bool))
         return Condition(self.labels[rows] if self.fields else None, tuple(self.fields), contexts)
 
@@ -180,7 +180,9 @@ class CodeCache:
         needed = self.codes.stored.numel() * self.codes.stored.element_size()
         if needed > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
             return self
-        return dataclasses.replace(self, codes=self.codes.to(device))
+        return dataclasses.replace(
+            self, codes=self.codes.to(device), source=self.source and self.source.resident(device)
+        )
 
 
 def encode_pictures(

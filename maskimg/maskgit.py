@@ -262,7 +262,7 @@ class MaskGit(nn.Module):
         filled = codes.masked_scatter(masked, self._draws(features.detach(), masked, temperature, generator))
         target = masked if self.critic_target == "sampled" else filled != codes
         critic_logits = self.critic_logits(filled, condition, detach=only_train_critic)
-        weight = free / free.float().mean()  # 1 everywhere, but for what is fixed
+        weight = None if fixed is None else (free / free.float().mean()).to(target.device)
         critic_loss = F.binary_cross_entropy_with_logits(critic_logits.float(), target.float(), weight)
         if isinstance(generator, Chance):
             critic_loss = generator.share * critic_loss
@@ -475,13 +475,13 @@ class MaskGit(nn.Module):
         return torch.where(looked.to(codes.device), seen, self.self_cond.null(codes).to(seen))
 
     def _free(self, fixed: torch.Tensor | None) -> torch.Tensor:
-        """Which tokens of every grid may be masked and are scored, (h, w) bool."""
+        """Which tokens of every grid may be masked and are scored, (h, w) bool on the CPU, where they are counted."""
         h, w = self.grid
         if fixed is None:
-            return torch.ones(h, w, dtype=torch.bool, device=self.device)
+            return torch.ones(h, w, dtype=torch.bool)
         if fixed.numel() != h * w or fixed.dtype != torch.bool or bool(fixed.all()):
             raise ValueError(f"fixed must be {(h, w)} bool, and leave something to predict, got {tuple(fixed.shape)}")
-        return ~fixed.reshape(h, w).to(self.device)
+        return ~fixed.reshape(h, w).cpu()
 
     def _is_given(self, condition: Given) -> bool:
         """Whether there is anything that guidance could move away from."""
@@ -515,7 +515,7 @@ class MaskGit(nn.Module):
         if self.visible_weight:
             losses = self.net.cross_entropy(features.flatten(0, 2), codes.flatten(), self.label_smoothing)
             self._tell(features, losses[masked.flatten()], codes, masked)
-            weights = (torch.where(masked, 1.0, self.visible_weight) * free).flatten()
+            weights = (torch.where(masked, 1.0, self.visible_weight) * free.to(masked.device)).flatten()
             return (losses * weights).sum() / weights.sum()
         # The head is run at masked positions only.
         losses = self._cross_entropy(features[masked], codes[masked])

@@ -108,7 +108,7 @@ def random_mask(
     subset, both drawn on the CPU from `generator`.
 
     Args:
-        fixed: (h, w) bool, True where nothing is ever masked; n counts the others.
+        fixed: (h, w) bool on the CPU, True where nothing is ever masked; n counts the others.
     """
     b, h, w = codes.shape
     r = random_ratio(b, generator)
@@ -118,7 +118,7 @@ def random_mask(
         ranks = chance.argsort(dim=-1, stable=True)  # a uniform permutation in each row
     else:
         counts = training_counts(r, schedule, int((~fixed).sum()))
-        last = chance.masked_fill(fixed.cpu().flatten(), torch.inf)
+        last = chance.masked_fill(fixed.flatten(), torch.inf)
         ranks = last.argsort(dim=-1, stable=True).argsort(dim=-1)
     return rearrange(ranks < counts[:, None], "b (h w) -> b h w", h=h).to(codes.device), r
 

@@ -218,7 +218,7 @@ class Pipeline:
         asked = with_rest(label, prompt, negative, towards, share)
         seeds = expand_seeds(seeds, count)
         recipes = [self.recipe_for(asked, seed, sampler, best_of=best_of) for seed in seeds]
-        return self._finish(self._draw(asked, None, seeds, sampler, best_of), recipes)
+        return self._finish(self._draw(asked, seeds, sampler, best_of), recipes)
 
     def translate(
         self,
@@ -271,7 +271,7 @@ class Pipeline:
 
         Args:
             mask: white (above 127) or True where to redraw; as large as the picture.
-            sampler, best_of: as in `generate`.
+            label, prompt, negative, sampler, best_of: as in `generate`.
             coverage, grow, feather: which tokens the paint reaches, and how their edge fades, as in `make_hole`.
             window: pixels of the picture along the side of the square that the model sees at a time; smaller than the
                 picture, the model's grid slides over the hole. If not given, it sees the whole picture.
@@ -291,6 +291,8 @@ class Pipeline:
         margins: tuple[int, int, int, int],
         label: Asked = None,
         *,
+        prompt: str | None = None,
+        negative: str | None = None,
         seeds: int | Sequence[int] = 0,
         count: int = 1,
         sampler: Sampler | str | None = None,
@@ -301,7 +303,7 @@ class Pipeline:
 
         Args:
             margins: left, top, right and bottom, in tokens; each at most half of the model's grid.
-            sampler, best_of: as in `generate`.
+            label, prompt, negative, sampler, best_of: as in `generate`.
             window: pixels of the picture along the side of the square that the model sees at a time. If not given, the
                 picture's shorter side; or, of a file that was outpainted before, the same again.
 
@@ -310,7 +312,8 @@ class Pipeline:
         """
         window = editing.window_before(image) if window is None else window
         edit = editing.outpainting(self, opened(image), margins, window)
-        return self.edit(edit, label, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
+        asked = with_rest(label, prompt, negative)
+        return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
 
     def variations(
         self,
@@ -318,6 +321,8 @@ class Pipeline:
         strength: float = 0.5,
         label: Asked = None,
         *,
+        prompt: str | None = None,
+        negative: str | None = None,
         mask: Mask | None = None,
         seeds: int | Sequence[int] = 0,
         count: int = 1,
@@ -330,7 +335,7 @@ class Pipeline:
             strength: the share, above 0 and at most 1; with more, the same tokens and further ones.
             mask: white or True where tokens may change; the pixels of all others stay, at the picture's own size.
                 Without a mask the whole picture is decoded, at the model's size.
-            sampler, best_of: as in `generate`.
+            label, prompt, negative, sampler, best_of: as in `generate`.
 
         Raises:
             ImageError: a file cannot be read. ValueError: the strength is out of range, nothing is painted, the sizes
@@ -338,7 +343,8 @@ class Pipeline:
         """
         seeds = expand_seeds(seeds, count)
         edit = editing.variation(self, opened(image), strength, seeds, mask)
-        return self.edit(edit, label, seeds=seeds, sampler=sampler, best_of=best_of)
+        asked = with_rest(label, prompt, negative)
+        return self.edit(edit, asked, seeds=seeds, sampler=sampler, best_of=best_of)
 
     def edit(
         self,
@@ -585,32 +591,18 @@ class Pipeline:
             "Training and measured quality: see pipeline.json.\n"
         )
 
-    def _draw(
-        self,
-        label: Asked,
-        codes: torch.Tensor | None,
-        seeds: list[int],
-        sampler: Sampler | str | None,
-        best_of: int,
-    ) -> torch.Tensor:
-        """Codes (b, h, w), one grid a seed; `codes` (1, h, w) is a grid to complete."""
+    def _draw(self, asked: Asked, seeds: list[int], sampler: Sampler | str | None, best_of: int) -> torch.Tensor:
+        """Codes (b, h, w), one grid a seed, drawn from nothing."""
         self.check_candidates(best_of)
         found = []
         for candidate in range(best_of):  # numbered in the upper half of the seed; the first is the plain picture
             numbered = [seed + candidate * SEEDS for seed in seeds]
-            start = codes.expand(len(seeds), -1, -1) if codes is not None else None
-            last = self._draw_graphed(label, numbered, self.sampler(sampler)) if start is None else None
-            if last is not None:
-                found.append(last)
-                continue
-            for preview in self.steps(label, codes=start, seeds=numbered, sampler=sampler, complete=False):
-                last = preview.codes
-            if last is None:
-                raise ValueError("there is nothing to draw: no token is masked")
-            found.append(last)
-        if best_of == 1:
-            return found[0]
-        return self.most_believed(label, found)
+            drawn = self._draw_graphed(asked, numbered, self.sampler(sampler))
+            if drawn is None:
+                *_, last = self.steps(asked, seeds=numbered, sampler=sampler, complete=False)
+                drawn = last.codes
+            found.append(drawn)
+        return found[0] if best_of == 1 else self.most_believed(asked, found)
 
     def _check_grids(self, codes: torch.Tensor, highest: int) -> None:
         if codes.ndim != 3 or tuple(codes.shape[1:]) != self.grid:

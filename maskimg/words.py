@@ -5,6 +5,7 @@ Shapes: b captions, s pieces, e features.
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -58,9 +59,10 @@ class WordPieces:
     length: int = 32
     depth: int = 2
 
-    def __post_init__(self):
-        places = {word: BYTES + i for i, word in enumerate(self.vocabulary)}
-        object.__setattr__(self, "_places", places)
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """The piece of each word."""
+        return {word: BYTES + i for i, word in enumerate(self.vocabulary)}
 
     @classmethod
     def learn(cls, captions: Iterable[str], *, most: int = 8192, longest: int = 64) -> "WordPieces":
@@ -88,14 +90,13 @@ class WordPieces:
     def pieces(self, caption: str) -> list[int]:
         """One caption -> its pieces, however many."""
         found = []
-        places: dict[str, int] = self.__dict__["_places"]
         for word in split(caption):
-            found += [places[word]] if word in places else list(f" {word}".encode())
+            found += [self.places[word]] if word in self.places else list(f" {word}".encode())
         return found
 
     def unknown(self, caption: str) -> list[str]:
         """The words of a caption that did not occur in training."""
-        return [word for word in split(caption) if word not in self.__dict__["_places"]]
+        return [word for word in split(caption) if word not in self.places]
 
     def encode(self, captions: Sequence[str], *, cut: bool = False) -> Context:
         """

@@ -19,12 +19,7 @@ NETWORK = TransformerConfig(vocab_size=64, grid=(4, 4), label_sizes=(3, 2), dim=
 def tiny_pipeline(*, labels: bool = True, critic: bool = True, seed: int = 0, dtype: str = "fp32") -> Pipeline:
     """A whole untrained model whose weights depend on `seed` only; its logits are far from uniform."""
     config = NETWORK if labels else TransformerConfig(64, (4, 4), dim=32, depth=2, heads=2)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net, judge, tokenizer = MaskedTransformer(config), TokenCritic(config), Tokenizer(TOKENIZER)
-        for module in (net, judge):
-            for parameter in module.parameters():
-                parameter.data.add_(0.3 * torch.randn_like(parameter))
+    net, judge, tokenizer = _untrained(config, seed)
     return Pipeline(
         tokenizer,
         net,
@@ -44,12 +39,7 @@ PICTURE = SourceConfig("picture", 64, grid=(4, 4), over=True, depth=1)
 def listening_pipeline() -> Pipeline:
     """A whole untrained model that knows labels, words, and grey pictures to translate."""
     config = dataclasses.replace(NETWORK, sources=(WORDS.source, PICTURE))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net, critic, tokenizer = MaskedTransformer(config), TokenCritic(config), Tokenizer(TOKENIZER)
-        for module in (net, critic):
-            for parameter in module.parameters():
-                parameter.data.add_(0.3 * torch.randn_like(parameter))
+    net, critic, tokenizer = _untrained(config, seed=0)
     return Pipeline(
         tokenizer,
         net,
@@ -61,3 +51,13 @@ def listening_pipeline() -> Pipeline:
         device="cpu",
         dtype="fp32",
     )
+
+
+def _untrained(config: TransformerConfig, seed: int) -> tuple[MaskedTransformer, TokenCritic, Tokenizer]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net, critic, tokenizer = MaskedTransformer(config), TokenCritic(config), Tokenizer(TOKENIZER)
+        for module in (net, critic):
+            for parameter in module.parameters():
+                parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return net, critic, tokenizer

@@ -67,7 +67,7 @@ def add_sampler(parser: Parser) -> None:
     parser.add_argument("--order", type=str, help="confidence, halton, random, moment or critic")
     parser.add_argument("--schedule", type=str, help="cosine, linear, arccos, square or beta(a, b)")
     several = "; several, as 3,2,1, are spread over the steps"
-    parser.add_argument("--guidance", type=str, help="towards the label; 1 is off" + several)
+    parser.add_argument("--guidance", type=str, help="towards what is asked for; 1 is off" + several)
     parser.add_argument(
         "--guide",
         type=str,
