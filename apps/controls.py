@@ -287,7 +287,7 @@ def wire_run(
         **DRAWING,
     )
     event.failure(lambda: tokens.status("stopped"), None, status, **QUIET)
-    stop.click(lambda: tokens.status("stopped"), None, status, cancels=[event], queue=False, **QUIET)
+    stop.click(tokens.stopped, status, status, cancels=[event], queue=False, **QUIET)
 
 
 def wire_sends(stages: Sequence[Stage], canvases: Mapping[str, Canvas], upload: gr.Image, switch: gr.Tabs) -> None:

@@ -139,7 +139,7 @@ def serve(
     os.environ["GRADIO_TEMP_DIR"] = uploads
     try:
         free = free_port(host, port)
-        if free != port:
+        if port and free != port:
             print(f"port {port} is taken, using {free}")
         page = build(pipeline)
         address = launch(page, host=host, port=free, share=share, login=login, open_browser=open_browser, mcp=mcp)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from maskimg.editing import Edit
-from maskimg.hole import Hole
+from maskimg.hole import EVERYTHING, Hole
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline, expand_seeds
 from maskimg.prompt import Prompt
@@ -144,6 +144,7 @@ def show_hole(pipeline: Pipeline, hole: Hole, word: str = "redrawn") -> str:
     """The picture with its token grid, the tokens to be redrawn tinted, and how many they are."""
     cells = hole.tokens[0].cpu().numpy()
     words = f"{cells.sum()} of {cells.size} tokens ({cells.mean():.0%}) will be {word}".replace("%", " %")
+    words += f": {EVERYTHING}" if hole.everything else ""
     return _show_tinted(pipeline, hole, words)
 
 

@@ -18,6 +18,7 @@ from maskimg.masking import token_mask
 from vqgan import load_image
 from vqgan.images import to_rgb8
 
+EVERYTHING = "all of the picture, so it is drawn anew"
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 LARGEST = 2048  # side of a canvas in pixels; more asks for more memory than a laptop has
 Mask = Image.Image | np.ndarray | str | Path
@@ -44,6 +45,11 @@ class Hole:
     rows: np.ndarray
     columns: np.ndarray
     feather: float = 0.0
+
+    @property
+    def everything(self) -> bool:
+        """Nothing of the picture is kept, so that drawing into the hole is drawing a picture anew."""
+        return bool(self._cells()[self.rows][:, self.columns].all())
 
     def pixels(self) -> Image.Image:
         """White where the original picture will be replaced, at its own size."""

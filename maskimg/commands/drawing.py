@@ -1,5 +1,6 @@
 """Commands that draw and edit pictures with a finished model."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,10 @@ def inpaint(parser: Parser, arguments: list[str]) -> None:
     pipeline = load_pipeline(given)
     options = {name: given[name] for name in ("coverage", "grow", "feather", "window")}
     _save(pipeline.inpaint(given.image, given.mask, **options, **_drawing(given, pipeline)), given)
+    from maskimg.hole import EVERYTHING
+
+    if pipeline.hole(given.image, given.mask, **options).everything:
+        print(f"note: the paint reaches {EVERYTHING}", file=sys.stderr)
 
 
 def outpaint(parser: Parser, arguments: list[str]) -> None:
