@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from gradio.exceptions import InvalidApiNameError
 from gradio.themes import Default
 
 from maskimg.pipeline import Pipeline, bundled_models
@@ -95,6 +98,7 @@ def launch(
         mcp_server=mcp,
         pwa=False,
         allowed_paths=[],
+        app_kwargs={"exception_handlers": dict.fromkeys((TypeError, KeyError, InvalidApiNameError), _refuse_call)},
     )
     return shared or local
 
@@ -192,6 +196,14 @@ def _banner() -> str:
 
 
 # The door to the outside.
+
+
+async def _refuse_call(request: Request, error: Exception) -> JSONResponse:
+    """A call that does not exist, or with values that it does not know: to Gradio a failure (500)."""
+    if "/gradio_api/call/" not in request.url.path:
+        raise error
+    words = f"there is no call {error}" if isinstance(error, KeyError) else str(error).partition(". ")[0]
+    return JSONResponse({"detail": f"{words}: /gradio_api/info lists the calls and their values"}, 400)
 
 
 def _login(user: str | None, password_file: str | None) -> tuple[str, str] | None:

@@ -19,7 +19,8 @@ PAGES = sorted(DOCS.glob("*.md"))
 SMALL = {
     "train": "--size 16 --versions 1 --tokenizer.channels [16,16] --tokenizer_training.batch_size 8 "
     "--tokenizer_training.perceptual random --tokenizer_budget.steps 4 --generator.dim 32 --generator.depth 1 "
-    "--generator.heads 2 --generator_training.batch_size 8 --generator_budget.steps 4 --generator_budget.minutes 1 --critic_budget.steps 2",
+    "--generator.heads 2 --generator_training.batch_size 8 --generator_budget.steps 4 --generator_budget.minutes 1 "
+    "--critic_budget.steps 2",
     "eval": "--count 24 --classifier-steps 4",
     "tune": "--count 24 --classifier-steps 4 --candidates 2 --budgets 2,3,4",
 }
