@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 from fastapi import Request
 from fastapi.responses import JSONResponse
-from gradio.exceptions import InvalidApiNameError
+from gradio.route_utils import FnIndexInferError
 from gradio.themes import Default
 
 from maskimg.pipeline import Pipeline, bundled_models
@@ -98,7 +98,7 @@ def launch(
         mcp_server=mcp,
         pwa=False,
         allowed_paths=[],
-        app_kwargs={"exception_handlers": dict.fromkeys((TypeError, KeyError, InvalidApiNameError), _refuse_call)},
+        app_kwargs={"exception_handlers": dict.fromkeys((TypeError, KeyError, FnIndexInferError), _refuse_call)},
     )
     return shared or local
 
