@@ -7,7 +7,8 @@ import secrets
 from collections.abc import Iterator
 
 import gradio as gr
-import torch
+
+from maskimg.training.guards import memory_ran_out
 
 log = logging.getLogger(__name__)
 
@@ -19,14 +20,21 @@ def kindly() -> Iterator[None]:
         yield
     except gr.Error:
         raise
-    except torch.OutOfMemoryError as error:
-        raise told("there is not enough memory for so many pictures: choose fewer images") from error
+    except (RuntimeError, MemoryError) as error:
+        if not memory_ran_out(error):
+            raise _unexpected(error) from error
+        raise told("there is not enough memory: ask for fewer or smaller pictures at a time") from error
     except ValueError as error:
         raise told(str(error)) from error
     except Exception as error:
-        number = secrets.token_hex(4)
-        log.exception("error %s in the demo", number)
-        raise told(f"something went wrong (id {number}). Details are in the server log") from error
+        raise _unexpected(error) from error
+
+
+def _unexpected(error: Exception) -> gr.Error:
+    """What it was is for the log; a person is told its number there."""
+    number = secrets.token_hex(4)
+    log.error("error %s in the demo", number, exc_info=error)
+    return told(f"something went wrong (id {number}). Details are in the server log")
 
 
 def told(sentence: str) -> gr.Error:

@@ -21,9 +21,11 @@ from pathlib import Path
 import torch
 from emoji_64 import record, unpack
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from maskimg.evaluate import Judge, train_judge
+from maskimg.evaluate import Classifier, Judge, train_judge
+from maskimg.hardware import pick_dtype
 from maskimg.metrics import frechet_distance
 from maskimg.pictures import list_pictures, read_pictures
 from maskimg.pipeline import Pipeline
@@ -73,11 +75,21 @@ class Emoji:
         self.unseen = self.pictures.held_out.nonzero()[:, 0]
         train = (~self.pictures.held_out).nonzero()[:, 0]
         self.train_pixels = self.pictures.pixels[train]
-        self.class_judge = self._judge(self.classes[train], len(self.class_names), steps)
-        self.style_judge = self._judge(self.styles[train], len(self.pictures.fields["style"]), steps // 2)
+        kept = folder.with_name(f"{folder.name}-judges")
+        self.class_judge = self._judge(kept / f"class-{steps}", self.classes[train], len(self.class_names), steps)
+        styles = len(self.pictures.fields["style"])
+        self.style_judge = self._judge(kept / f"style-{steps // 2}", self.styles[train], styles, steps // 2)
 
-    def _judge(self, labels: torch.Tensor, classes: int, steps: int) -> Judge:
-        return train_judge(self.train_pixels, labels, classes, steps, progress=tqdm)
+    def _judge(self, file: Path, labels: torch.Tensor, classes: int, steps: int) -> Judge:
+        """Trained once, and kept in a file."""
+        if not file.exists():
+            judge = train_judge(self.train_pixels, labels, classes, steps, progress=tqdm)
+            file.parent.mkdir(exist_ok=True)
+            save_file({name: part.contiguous() for name, part in judge.classifier.state_dict().items()}, file)
+            return judge
+        classifier = Classifier(classes)
+        classifier.load_state_dict(load_file(file))
+        return Judge(classifier.eval(), torch.device("cpu"), pick_dtype("auto", torch.device("cpu")))
 
     def caption(self, i: int) -> str:
         return self.pictures.captions[i][0]

@@ -1,11 +1,15 @@
-"""Pictures from pictures: one emoji style from another, and flowers in colour from grey ones.
+"""Pictures from pictures: one emoji style from another, and emoji or flowers in colour from grey ones.
 
     python benchmarks/translation.py prepare emoji-64.zip runs/styles --source twemoji --target fluent-3d
     maskimg encode runs/styles/target emoji-64 --size 64 --source runs/styles/source --out runs/styles-codes
     maskimg train-generator runs/styles-codes emoji-64 --out runs/to-3d --config configs/translation.yaml
     python benchmarks/translation.py measure runs/styles/target runs/to-3d --source runs/styles/source
 
-    maskimg train flowers-64.zip --size 64 --source grey --out runs/colour --minutes 15
+    maskimg encode runs/emoji emoji-64 --size 64 --source grey --out runs/grey-codes    # see benchmarks/emoji_64.py
+    maskimg train-generator runs/grey-codes emoji-64 --out runs/to-colour --config configs/translation.yaml
+    python benchmarks/translation.py measure runs/emoji runs/to-colour --source grey
+
+    maskimg train flowers-64.zip --size 64 --source grey --out runs/colour --minutes 60    # with a tokenizer of its own
     python benchmarks/translation.py measure flowers-64.zip runs/colour --source grey
 
 On held-out pictures; beside the translations stand the sources as they are, which is what a model that copies would

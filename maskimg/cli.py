@@ -111,13 +111,21 @@ def _is_kind(error: Exception) -> bool:
     """Whether an error's own sentence is meant for the person at the terminal."""
     from maskimg.training.run import TrainingError
 
-    return isinstance(error, ValueError | OSError | TrainingError)
+    return isinstance(error, ValueError | OSError | TrainingError) or _is_small_memory(error)
+
+
+def _is_small_memory(error: Exception) -> bool:
+    from maskimg.training.guards import memory_ran_out
+
+    return memory_ran_out(error)
 
 
 def _explain(error: Exception) -> NoReturn:
     from maskimg.training.run import TrainingError
 
     trains = isinstance(error, TrainingError)
+    if _is_small_memory(error):
+        fail("there is not enough memory: ask for fewer or smaller pictures at a time", CANNOT_GO_ON)
     if not _is_full_disk(error):
         fail(str(error), CANNOT_GO_ON if trains else BAD_INPUT)
     fail(str(error) if trains else f"the disk is full ({error}): make room, then run the same command again", DISK_FULL)

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from outsiders import REFUSED, encoded, noise, readable
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 from test_browser import FLAGS, open_tab
 from tiny import tiny_pipeline
 
 from maskimg.cli import main
 from maskimg.pipeline import Pipeline
+from maskimg.transformer import MaskedTransformer
 from maskimg_apps import demo
 
 pytestmark = [
@@ -94,6 +97,60 @@ def test_what_cannot_be_used_is_refused_with_the_same_words_through_every_door(d
     assert reason.removeprefix("is ") in told[0]
     assert str(tmp_path) not in words[2] + words[3]
     doors.rows[name] = told
+
+
+STATES = {
+    "an empty mask": ((20, 16), 0, "nothing is painted: paint the part to redraw"),
+    "a mask of another size": ((10, 16), 255, "the mask is 10x16 but the image is 20x16: make them equal"),
+    "memory that is too small": ((20, 16), 255, "there is not enough memory"),
+    "predictions that are no numbers": ((20, 16), 255, "the model's predictions are not finite in fp32"),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_goes_wrong_in_an_edit_is_said_in_the_same_words(doors, state, tmp_path, capsys, monkeypatch):
+    size, grey, reason = STATES[state]
+    image, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    Image.new("RGB", (20, 16), (40, 60, 200)).save(image)
+    Image.new("L", size, grey).save(mask)
+    if "memory" in state:
+        monkeypatch.setattr(Pipeline, "decode", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
+    if "numbers" in state:
+        whole = MaskedTransformer.to_logits
+        monkeypatch.setattr(MaskedTransformer, "to_logits", lambda self, x: whole(self, x) * torch.nan)
+
+    with pytest.raises((ValueError, torch.OutOfMemoryError)) as caught:
+        doors.pipeline.inpaint(image, mask)
+    words = [str(caught.value)]
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["inpaint", str(image), str(mask), "--model", str(doors.model), "--dtype", "fp32", "--out", f"{image}.png"]
+        )
+    assert stop.value.code == (3 if "memory" in state else 2)
+    shown = capsys.readouterr().err.strip().splitlines()
+    words.append(shown[-1].removeprefix("maskimg: "))
+    with pytest.raises(AppError) as refused:
+        doors.client.predict(image=handle_file(image), mask=handle_file(mask), api_name="/inpaint")
+    words.append(str(refused.value))
+
+    page = doors.page
+    page.reload()
+    expect(page.locator("#generate-go")).to_be_visible()
+    open_tab(page, "Inpaint")
+    page.locator("#editor input[type=file]").set_input_files(image)
+    expect(page.locator("#inpaint-panel")).to_contain_text("Nothing is painted")
+    page.get_by_text("Use a mask file").first.click()
+    page.locator("#editor-mask-file input[type=file]").set_input_files(mask)
+    expect(page.locator("#editor-mask-file img")).to_be_visible()
+    page.locator("#inpaint-go").click()
+    expect(page.locator(".toast-message-text").last).to_be_visible()
+    words.append(page.locator(".toast-message-text").last.inner_text())
+
+    told = [sentence[:1].lower() + sentence[1:].removesuffix(".") for sentence in words]
+    assert told[2:] == [told[2]] * 2 and told[2].startswith(reason)
+    if "memory" not in state:  # in Python that is torch's own error
+        assert told == [told[0]] * 4
+    doors.rows[state] = told
 
 
 def _again(told: list[str]) -> list[str]:
