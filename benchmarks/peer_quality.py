@@ -192,14 +192,13 @@ def train_theirs(bench: Bench, setting: Setting, seed: int, minutes: float, dire
         net = their_net(bench.config).to(device)
         model = wrapped(net, bench.config, loss=setting.loss)
         optimizer = torch.optim.AdamW(net.parameters(), lr=setting.rate, fused=True)
-        sign = -1 if setting.loss == "sign turned" else 1
         step, started = 0, time.process_time()
         while (progress := (time.process_time() - started) / (60 * minutes)) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = setting.rate * learning_rate_scale(progress)
             codes = train[batch_indices(seed, step, len(train), batch)].flatten(1).to(device)
             with autocast(device, dtype):
-                loss = sign * model(codes).loss
+                loss = sign_of(setting.loss) * model(codes).loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP)
@@ -220,7 +219,9 @@ def their_net(config: TransformerConfig) -> Any:
     """Their network of our width, depth and heads, its feed-forwards as wide as makes the parameters equal."""
     with torch.device("meta"):
         ours = parameters(MaskedTransformer(config))
-        inner = matched(ours, lambda inner: parameters(_their_net(config, inner)), range(16, 16 * config.dim, 16))
+        inner = matched(
+            ours, lambda inner: parameters(_their_net(config, inner)), range(2 * config.dim, 8 * config.dim, 16)
+        )
     return _their_net(config, inner)
 
 
@@ -257,6 +258,11 @@ def wrapped(net: nn.Module, config: TransformerConfig, loss: str = "") -> Any:
     net.register_forward_hook(_to_float)
     options = {"use_simple_mdlm_loss_weight": False} if loss == "without its weight" else {}
     return NonAutoregressiveWrapper(net, mask_id=config.vocab_size, steps=STEPS, **options)
+
+
+def sign_of(loss: str) -> int:
+    """What the wrapper's loss is multiplied by."""
+    return -1 if loss == "sign turned" else 1
 
 
 def _to_float(module: nn.Module, given: Any, output: Any) -> Any:
