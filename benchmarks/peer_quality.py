@@ -14,7 +14,7 @@ minimised. As it comes the loss is negative, so that training makes predictions 
 bound on held-out grids after short trainings; the grids that choose do not judge.
 
 Budgets are seconds of the processor, not of the clock: other work on the machine then costs both the same. Started
-again, it goes on where it stopped. Samples are in WORK/samples.png: a row for each cell.
+again, it goes on where it stopped; `--seeds` lets several processes share the work. Samples are in WORK/*.png.
 
 Shapes: b images, h w tokens, n = h w, v codes.
 """
@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import json
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -54,7 +55,7 @@ from maskimg.training.generator import train_generator
 from maskimg.training.run import Budget, batch_indices, learning_rate_scale
 from maskimg.transformer import MaskedTransformer, TransformerConfig
 from vqgan import Tokenizer
-from vqgan.images import sheet, to_pil, to_uint8
+from vqgan.images import normalize, sheet, to_pil, to_uint8
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "peer-quality"
@@ -111,8 +112,13 @@ class Bench:
 # What is given.
 
 
-def prepare(source: str, work: Path, judge_steps: int, tokenizer_steps: int) -> tuple[Bench, dict[str, float]]:
-    """Tokenizer, codes and judge, each kept in `work`; and the distances that no generator can be below."""
+def prepare(
+    source: str, work: Path, judge_steps: int, tokenizer_steps: int, count: int
+) -> tuple[Bench, dict[str, float]]:
+    """Tokenizer, codes and judge, each kept in `work`; and the distances that no generator can be below.
+
+    Tokenizer and judge learn from all training pictures, the generators from `count` of them.
+    """
     listing = list_pictures(source)
     plan = plan_for(len(listing), usual_side(listing), preset="cpu", labelled=True)
     plan = dataclasses.replace(
@@ -123,7 +129,7 @@ def prepare(source: str, work: Path, judge_steps: int, tokenizer_steps: int) -> 
     )
     pictures = read_pictures(listing, plan.size, work / "pictures", progress=tqdm)
     tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer")
-    codes = encode_stage(tokenizer, pictures, plan, work / "codes", progress=tqdm)
+    codes = encode_stage(tokenizer, few(pictures, count), plan, work / "codes", progress=tqdm)
     codes = dataclasses.replace(codes, fields={}, labels=codes.labels[:, :0])
     judge = kept_judge(work / "judge", pictures, judge_steps, progress=tqdm)
     if isinstance(judge, NotMeasured):
@@ -136,14 +142,30 @@ def prepare(source: str, work: Path, judge_steps: int, tokenizer_steps: int) -> 
     return bench, floors(bench, pictures)
 
 
+def few(pictures: Pictures, count: int) -> Pictures:
+    """All held-out pictures and, evenly spread, at most `count` training pictures."""
+    train = (~pictures.held_out).nonzero()[:, 0]
+    chosen = train[torch.linspace(0, len(train) - 1, min(count, len(train))).long()]
+    rows = torch.cat((chosen, pictures.held_out.nonzero()[:, 0]))
+    return dataclasses.replace(
+        pictures,
+        pixels=pictures.pixels[rows],
+        labels=pictures.labels[rows],
+        held_out=pictures.held_out[rows],
+        names=[pictures.names[i] for i in rows.tolist()],
+        fingerprint=f"{pictures.fingerprint}, {count} of them",
+        captions=[pictures.captions[i] for i in rows.tolist()] if pictures.captions else [],
+    )
+
+
 def floors(bench: Bench, pictures: Pictures, count: int = 2000) -> dict[str, float]:
     """Distances of `count` training pictures to the held-out ones: themselves, and through the tokenizer."""
     train = pictures.part(held_out=False)
-    rows = torch.linspace(0, len(train.names) - 1, count).long()
-    features = bench.judge.features(train.pixels[rows])
+    images = train.pixels[torch.linspace(0, len(train.names) - 1, count).long()]
+    codes = bench.train[torch.linspace(0, len(bench.train) - 1, count).long()]
     return {
-        "real training pictures": frechet_distance(features, bench.real),
-        "the same, through the tokenizer": distance(bench, decode(bench, bench.train[rows])),
+        "real training pictures": distance(bench, images),
+        "training pictures through the tokenizer": distance(bench, decode(bench, codes)),
     }
 
 
@@ -330,7 +352,9 @@ def draw(model: MaskGit, config: TransformerConfig, sampler: str, count: int, se
         return rearrange(codes, "b (h w) -> b h w", h=config.grid[0])
 
 
-def measure(bench: Bench, rows: "Rows", minutes: float, tune_minutes: float, samples: int) -> None:
+def measure(
+    bench: Bench, rows: "Rows", seeds: Iterable[int], minutes: float, tune_minutes: float, samples: int
+) -> None:
     """Everything that `rows` does not hold yet."""
     for setting in settings():
         if not rows.has("tuning", setting.name):
@@ -338,13 +362,12 @@ def measure(bench: Bench, rows: "Rows", minutes: float, tune_minutes: float, sam
             model, took = TRAINERS[setting.party](bench, setting, 0, tune_minutes, directory)
             rows.add("tuning", setting.name, {"bits_per_token": bound(model, bench.choosing), **took})
 
-    sheets: dict[str, torch.Tensor] = {}
-    for seed in SEEDS:
+    for seed in seeds:
         # In changing order, should the machine slow down on the way.
         for party in PARTIES if seed % 2 == 0 else PARTIES[::-1]:
             setting = chosen(rows["tuning"], party)
             cells = [f"{party}, {sampler}, {seed}" for sampler in PARTIES]
-            if all(rows.has("cells", cell) for cell in cells) and seed:
+            if all(rows.has("cells", cell) for cell in cells):
                 continue
             directory = bench.work / "trained" / f"{party}-{seed}"
             model, took = TRAINERS[party](bench, setting, seed, minutes, directory)
@@ -360,37 +383,45 @@ def measure(bench: Bench, rows: "Rows", minutes: float, tune_minutes: float, sam
                     images = decode(bench, codes)
                     figures = {"frechet_distance": distance(bench, images), "distinct": len(codes.unique(dim=0))}
                     rows.add("cells", cell, figures | took)
-                    sheets[cell] = images[:16]
-    if sheets:
-        pictures = [to_pil(image.float() / 127.5 - 1) for name in sorted(sheets) for image in sheets[name]]
-        sheet(pictures, 16).save(bench.work / "samples.png")
+                    shown = [to_pil(normalize(image)) for image in images[:64]]
+                    sheet(shown, 16).save(bench.work / f"{party} drawn by {sampler}, {seed}.png")
 
 
-class Rows(dict[str, Any]):
-    """What has been measured, in a file that is written after each figure.
+class Rows:
+    """What has been measured: a file for each row, so that several processes can share the seeds.
 
     Raises:
-        SystemExit: the file belongs to other settings.
+        SystemExit: the directory belongs to other settings.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any]):
-        super().__init__({"about": about, "tuning": {}, "training": {}, "cells": {}})
-        self.path = path
-        if path.exists():
-            found = json.loads(path.read_text())
-            if found["about"] != about:
-                raise SystemExit(f"`{path}` holds rows of {found['about']}, now {about}: give another directory")
-            self.update(found)
+    PARTS = ("tuning", "training", "cells")
+
+    def __init__(self, directory: Path, about: dict[str, Any]):
+        self.directory, self.about = directory, about
+        directory.mkdir(parents=True, exist_ok=True)
+        known = directory / "about.json"
+        if known.exists() and (found := json.loads(known.read_text())) != about:
+            raise SystemExit(f"`{directory}` holds rows of {found}, now {about}: give another directory")
+        known.write_text(json.dumps(about))
 
     def has(self, part: str, name: str) -> bool:
         return name in self[part]
 
+    def __getitem__(self, part: str) -> dict[str, dict]:
+        """The rows of a part by their names, in the order of these."""
+        found = [json.loads(path.read_text()) for path in sorted(self.directory.glob(f"{part}-*.json"))]
+        return {row.pop("name"): row for row in found}
+
     def add(self, part: str, name: str, figures: dict) -> None:
-        self[part][name] = {
-            key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()
-        }
-        self.path.write_text(json.dumps(self, indent=1) + "\n")
-        print(part, name, self[part][name], flush=True)
+        rounded = {key: round(value, 4) for key, value in figures.items() if isinstance(value, float)}
+        row = {"name": name, **figures, **rounded}
+        path = self.directory / f"{part}-{re.sub('[^a-z0-9.]+', '-', name)}.json"
+        path.with_suffix(".part").write_text(json.dumps(row))
+        path.with_suffix(".part").replace(path)
+        print(part, row, flush=True)
+
+    def all(self) -> dict[str, dict]:
+        return {"about": self.about} | {part: self[part] for part in self.PARTS}
 
 
 # What is written.
@@ -488,23 +519,28 @@ def main() -> None:
     parser.add_argument("--tokenizer-steps", type=int, default=500)
     parser.add_argument("--judge-steps", type=int, default=600)
     parser.add_argument("--samples", type=int, default=2000, help="for each cell")
+    parser.add_argument("--pictures", type=int, default=20_000, help="training pictures whose codes are learnt")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="only these now; none: only the tuning")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
 
     given.work.mkdir(parents=True, exist_ok=True)
-    bench, found = prepare(given.source, given.work, given.judge_steps, given.tokenizer_steps)
+    bench, found = prepare(given.source, given.work, given.judge_steps, given.tokenizer_steps, given.pictures)
     about = {
         "source": given.source.partition("?")[0].rpartition("/")[2],
         "grid": list(bench.codes.grid),
         "vocab_size": bench.codes.vocab_size,
-        **{name: getattr(given, name) for name in ("minutes", "tune_minutes", "samples")},
+        **{name: getattr(given, name) for name in ("minutes", "tune_minutes", "samples", "pictures")},
     }
-    rows = Rows(given.work / f"{NAME}.json", about)
-    measure(bench, rows, given.minutes, given.tune_minutes, given.samples)
+    kept = Rows(given.work / "rows", about)
+    measure(bench, kept, given.seeds, given.minutes, given.tune_minutes, given.samples)
 
+    numbers = ("minutes", "tune_minutes", "tokenizer_steps", "judge_steps", "samples", "pictures")
+    others = [name for name in numbers if getattr(given, name) != parser.get_default(name)]
+    flags = "".join(f" --{name.replace('_', '-')} {getattr(given, name):g}" for name in others)
     threads = torch.get_num_threads()
-    rows |= {
-        "command": f"python benchmarks/peer_quality.py {about['source']} WORK --minutes {given.minutes:g}",
+    rows = kept.all() | {
+        "command": f"python benchmarks/peer_quality.py {about['source']} WORK{flags}",
         "date": date.today().isoformat(),
         "machine": f"{machine(torch.device('cpu'))}, {threads} thread{'s' if threads > 1 else ''}",
         "versions": {name: versions()[name] for name in ("torch", "x-transformers")},

@@ -9,6 +9,7 @@ import torch
 from helpers import tiny_net
 
 from maskimg.maskgit import MaskGit
+from maskimg.pictures import Pictures
 from maskimg.training import run as training_run
 from maskimg.training.run import Budget, Run
 from maskimg.transformer import MaskedTransformer, TransformerConfig
@@ -136,12 +137,29 @@ def test_each_party_takes_its_own_best_setting():
 
 
 def test_what_was_measured_is_kept_and_not_mixed_with_other_settings(tmp_path):
-    path = tmp_path / "rows.json"
-    peer_quality.Rows(path, {"minutes": 1}).add("cells", "a", {"distance": 1.23456, "n": 3})
-    again = peer_quality.Rows(path, {"minutes": 1})
-    assert again.has("cells", "a") and again["cells"]["a"] == {"distance": 1.2346, "n": 3}
+    peer_quality.Rows(tmp_path, {"minutes": 1}).add("cells", "maskimg, maskimg, 0", {"distance": 1.23456, "n": 3})
+    again = peer_quality.Rows(tmp_path, {"minutes": 1})
+    assert again.has("cells", "maskimg, maskimg, 0") and not again.has("cells", "maskimg, maskimg, 1")
+    assert again.all() == {
+        "about": {"minutes": 1},
+        "tuning": {},
+        "training": {},
+        "cells": {"maskimg, maskimg, 0": {"distance": 1.2346, "n": 3}},
+    }
     with pytest.raises(SystemExit, match="give another directory"):
-        peer_quality.Rows(path, {"minutes": 2})
+        peer_quality.Rows(tmp_path, {"minutes": 2})
+
+
+def test_few_pictures_are_spread_over_the_training_part_and_keep_all_held_out_ones():
+    held_out = torch.arange(20) % 4 == 3
+    names = [f"{i}" for i in range(20)]
+    pictures = Pictures(torch.arange(20)[:, None], torch.arange(20)[:, None], {"class": names}, held_out, names, "x")
+    few = peer_quality.few(pictures, 3)
+    assert few.names == ["0", "9", "18", "3", "7", "11", "15", "19"]
+    assert few.pixels[:, 0].tolist() == few.labels[:, 0].tolist() == [int(name) for name in few.names]
+    assert few.held_out.tolist() == [False] * 3 + [True] * 5
+    assert few.fingerprint != pictures.fingerprint  # other codes must not be taken for these
+    assert len(peer_quality.few(pictures, 100).names) == 20
 
 
 def test_the_table_gives_the_mean_and_the_spread_of_each_cell():
