@@ -14,7 +14,8 @@ minimised. As it comes the loss is negative, so that training makes predictions 
 bound on held-out grids after short trainings; the grids that choose do not judge.
 
 Budgets are seconds of a CPU (no GPU's), not of the clock: other work on the machine then costs both the same. Up to
-three minutes neither is compiled. Started again, it goes on where it stopped; `--seeds` lets several processes share the work. Samples are in WORK/*.png.
+three minutes neither is compiled. Started again, it goes on where it stopped; `--seeds` lets several processes share
+the work. Samples are in WORK/*.png.
 
 Shapes: b images, h w tokens, n = h w, v codes.
 """
