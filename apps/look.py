@@ -133,7 +133,13 @@ RAMP
   vector-effect: non-scaling-stroke; }
 .mk-curve polygon { fill: var(--color-accent); opacity: .12; }
 .mk-training[data-state=failed] .mk-status { color: var(--error-text-color, #b91c1c); }
-.mk-sheet img { width: 100% !important; object-fit: contain; padding-top: 30px; box-sizing: border-box; }
+.mk-open { display: inline-block; margin: .2rem 0 .8rem !important; padding: .45rem 1.1rem !important;
+  border-radius: 8px; background: var(--color-accent); color: #fff !important; font-weight: 600;
+  text-decoration: none !important; }
+.mk-open:hover { filter: brightness(1.1); }
+.mk-sheet .image-frame, .mk-sheet button { width: 100%; }
+.mk-sheet img { width: 100% !important; height: auto !important; max-height: 380px; object-fit: contain;
+  padding: 30px 2px 2px; box-sizing: border-box; }
 
 /* Below its label and its buttons, not under them. */
 .mk-shown img { padding: 30px 2px 2px; box-sizing: border-box; }

@@ -22,6 +22,10 @@ from vqgan import ImageError, load_image
 
 PHASES = ("pictures", "tokenizer", "codes", "generator", "critic")
 SHEETS = {"tokenizer": "What the tokenizer keeps: pictures above, theirs below", "generator": "What it draws"}
+ABOUT = (
+    "A tokenizer learns to turn your pictures into tokens and back, then a generator learns to fill in tokens that are "
+    "masked, and a critic to doubt them. What they can do is shown here ten times on the way."
+)
 LOCAL = ("localhost", "127.0.0.1", "::1")
 EVERY = 1.0  # seconds between two looks
 MOST_POINTS, MOST_WARNINGS = 120, 4  # shown of a curve, and of the warnings
@@ -42,7 +46,7 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
             name = gr.Textbox("my-model", label="Name of the model", max_length=60, elem_id="train-name")
             with gr.Row():
                 preset = gr.Dropdown(
-                    ["auto", *PRESETS], value="auto", label="Preset", info="auto: what suits this machine", min_width=130,
+                    ["auto", *PRESETS], value="auto", label="Preset", info="auto: what suits it here", min_width=130,
                     elem_id="train-preset",
                 )  # fmt: skip
                 minutes = gr.Number(
@@ -122,7 +126,9 @@ def show_look(look: Look, link: str = "") -> str:
     parts = [tokens.status(f"{look.name}: {words}" if look.active else words, look.share)]
     parts.append(f'<ol class="mk-phases" aria-label="Stages">{phases}</ol>')
     if link:
-        parts.append(f'<p class="mk-note"><a href="{html.escape(link)}">Open {html.escape(look.name)}</a> to draw.</p>')
+        parts.append(f'<p><a class="mk-open" href="{html.escape(link)}">Open {html.escape(look.name)}</a></p>')
+    if look.state == "idle":
+        parts.append(f'<p class="mk-hint">{ABOUT}</p>')
     parts += [tokens.note(warning) for warning in look.warnings[-MOST_WARNINGS:]]
     if len(look.losses) > 1:
         parts.append(curve(look.losses, f"loss of the {look.stage}"))

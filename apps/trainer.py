@@ -16,7 +16,7 @@ from typing import Any
 
 from maskimg.pictures import list_pictures
 from maskimg.sources import DataError
-from maskimg.training.folder import plan_for, working_directory
+from maskimg.training.folder import PRESETS, plan_for, working_directory
 from maskimg.training.logs import read_log
 from maskimg.training.view import in_words
 from vqgan import files
@@ -24,7 +24,8 @@ from vqgan.files import ModelError
 
 BEGUN, PRINTED, UPLOADS = "begun.json", "printed.txt", "upload"  # in MODEL.training
 STAGES = ("tokenizer", "generator", "critic")
-PHASES = {"reading pictures": "pictures", "reading captions": "codes", "encoding": "codes"}  # other words for stages
+# What else is counted on the way, and the stage it belongs to.
+PHASES = {"reading pictures": "pictures", "classifier": "tokenizer", "encoding": "codes", "reading captions": "codes"}
 STEP = re.compile(r"(\w+) step (\d+), ([\d.]+)/s, ([\d.]+) min left")  # as `maskimg.training.view.Line` writes it
 SHARE = re.compile(r"([a-z ]+):\s+(\d+)%\|")  # as tqdm does
 TAIL = 2**13  # bytes of what it printed that are looked at
@@ -104,7 +105,8 @@ class Trainer:
             out = self.out(order.name)
             if not 0 < order.minutes <= MOST_MINUTES:
                 raise ValueError(f"minutes must be more than 0 and at most {MOST_MINUTES:,}, got {order.minutes:g}")
-            plan_for(1, 1, preset=order.preset)
+            if order.preset not in ("auto", *PRESETS):
+                raise ValueError(f"preset must be auto, {' or '.join(PRESETS)}, got `{order.preset}`")
             try:
                 pictures = self._pictures(order, out)
                 printed = (working_directory(out) / PRINTED).open("wb")
@@ -147,12 +149,15 @@ class Trainer:
         lines = _last_lines(work / PRINTED)
         state = ("stopping" if self.stopping else "running") if code is None else _ending(code, lines)
         stage, share, left = _progress(lines, _budgets(self.order))
+        stage = "generator" if state == "done" else stage
         losses = read_log(work / stage / "log.jsonl").series("loss")[1] if stage in STAGES else []
+        loss = [f"loss {losses[-1]:.3f}"] if losses else []
+        time_left = [f"about {in_words(left)} left"] if left else []
         words = {
-            "running": f"{_now(lines, stage)} · about {in_words(left)} left" if left else _now(lines, stage),
+            "running": " · ".join([_now(lines), *loss, *time_left]),
             "stopping": "stopping: a checkpoint is being written",
             "stopped": "stopped: Start goes on from there",
-            "done": f"`{self.order.name}` is trained",
+            "done": f"{self.order.name} is trained",
         }
         return Look(
             state,
@@ -242,11 +247,11 @@ def _progress(lines: list[str], budgets: dict[str, float]) -> tuple[str, float, 
     return "", 0.0, 0.0
 
 
-def _now(lines: list[str], stage: str) -> str:
+def _now(lines: list[str]) -> str:
     """What it is doing, in a few words."""
     for line in reversed(lines):
-        if (step := STEP.search(line)) and step[1] == stage:
-            return f"{stage}, step {int(step[2]):,}" if float(step[4]) else f"{stage}, finishing"
+        if step := STEP.search(line):
+            return f"{step[1]}, step {int(step[2]):,}" if float(step[4]) else f"{step[1]}, finishing"
         if (share := SHARE.search(line)) and share[1].strip() in PHASES:
             return f"{share[1].strip()}, {share[2]} %"
     return "starting"
@@ -270,9 +275,10 @@ def _fault(code: int, lines: list[str], printed: Path) -> str:
 
 
 def _warnings(work: Path) -> list[str]:
-    """Those that the stages have logged, each once, oldest first."""
+    """Those that the stages have logged; of those that differ in their figures only, the last."""
     logs = [read_log(work / stage / "log.jsonl") for stage in STAGES]
-    return list(dict.fromkeys(line["warning"] for log in logs for line in log.lines if "warning" in line))
+    found = [str(line["warning"]) for log in logs for line in log.lines if "warning" in line]
+    return list({re.sub(r"[\d.,]+", "", warning.partition(":")[0]): warning for warning in found}.values())
 
 
 def _sheets(work: Path) -> list[tuple[str, Path]]:
