@@ -11,7 +11,9 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from gradio.routes import App
-from starlette.responses import PlainTextResponse
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
@@ -39,7 +41,14 @@ class Pages:
         self.running = contextlib.AsyncExitStack()  # as long as the server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = scope["path"].removeprefix(scope["root_path"]).strip("/").partition("/")[0]
+        name, _, rest = scope["path"].removeprefix(scope["root_path"]).strip("/").partition("/")
+        if not self._let_in(scope):  # before anything is loaded for a stranger
+            if rest == "login":
+                await self.front(scope | {"path": "/login", "root_path": ""}, receive, send)
+            else:
+                refusal = PlainTextResponse("log in on the first page", 401) if rest else RedirectResponse("../../")
+                await refusal(scope, receive, send)
+            return
         try:
             async with self.lock:
                 await self._make(name)
@@ -47,6 +56,12 @@ class Pages:
             await PlainTextResponse(str(error), 503)(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    def _let_in(self, scope: Scope) -> bool:
+        """Whether there is no login, or this visitor has logged in on one of the pages."""
+        found = cookie_parser(Headers(scope=scope).get("cookie", ""))
+        names = (f"access-token-{self.front.cookie_id}", f"access-token-unsecure-{self.front.cookie_id}")
+        return self.front.auth is None or any(found.get(name) in self.front.tokens for name in names)
 
     async def _make(self, name: str) -> None:
         """Unless it is there, or there is no such model; another one where the model was written anew."""

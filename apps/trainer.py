@@ -157,7 +157,7 @@ class Trainer:
             "running": " · ".join([_now(lines), *loss, *time_left]),
             "stopping": "stopping: a checkpoint is being written",
             "stopped": "stopped: Start goes on from there",
-            "done": f"{self.order.name} is trained",
+            "done": f"trained: {self.order.name}",
         }
         return Look(
             state,

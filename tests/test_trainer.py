@@ -129,7 +129,7 @@ def test_closing_the_page_stops_it(trainer, pretend):
 @pytest.mark.parametrize(
     "script, state, words",
     [
-        (DONE, "done", "mine is trained"),
+        (DONE, "done", "trained: mine"),
         ("print('maskimg: stopped at step 3')", "stopped", "Start goes on"),
         (
             "import sys; sys.exit('maskimg: the disk is full (no room): make room')",
@@ -297,7 +297,7 @@ def test_what_is_seen_is_text_and_the_stages_are_told_apart():
     shown = show_look(look)
     assert "<b>&" not in shown and "<b>:" not in shown and "&lt;b&gt;" in shown and "<i>" not in shown.split("width")[1]
     assert [shown.count(f'class="mk-{kind}">') for kind in ("done", "now")] == [2, 1]
-    assert "Open x" in show_look(Look("done", "x", "x is trained"), "../x/")
+    assert "Open x" in show_look(Look("done", "x", "trained: x"), "../x/")
 
 
 def test_a_curve_keeps_its_ends_however_long_it_is():
