@@ -408,6 +408,7 @@ def test_a_model_is_trained_on_the_page_chosen_from_the_list_and_draws(browser, 
         expect(page.get_by_text("`broken/generator/model.safetensors` is missing").last).to_be_visible()
         expect(page.locator("#model input")).to_have_value("shapes")
         page.set_viewport_size(PHONE)
+        page.wait_for_timeout(1000)  # for the tabs to find their places
         open_tab(page, "Train")
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     finally:
