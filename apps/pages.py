@@ -44,7 +44,7 @@ class Pages:
         name, _, rest = scope["path"].removeprefix(scope["root_path"]).strip("/").partition("/")
         if not self._let_in(scope):  # before anything is loaded for a stranger
             if rest == "login":
-                await self.front(scope | {"path": "/login", "root_path": ""}, receive, send)
+                await self.front({**scope, "path": "/login", "root_path": ""}, receive, send)
             else:
                 refusal = PlainTextResponse("log in on the first page", 401) if rest else RedirectResponse("../../")
                 await refusal(scope, receive, send)

@@ -12,7 +12,9 @@ def demo(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument(
         "--models", type=str, default="runs", help="folder of models to choose from, where the tab Train writes, too"
     )
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; Train is on this one only")
+    parser.add_argument(
+        "--host", type=str, default="127.0.0.1", help="address to listen on; the tab Train needs this one"
+    )
     parser.add_argument("--port", type=int, default=7860, help="first port to try")
     parser.add_argument("--share", action="store_true", help="a public link; needs --user and --password-file")
     parser.add_argument("--user", type=str, help="name to log in with")
