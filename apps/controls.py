@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from maskimg_apps.uploads import Drawing, open_upload
 ANYTHING = ("anything", "")
 # All that draws waits in one line: the model is there once.
 DRAWING: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
+# The pages of several models have a line each; of these, too, only one draws at a time.
+TURN = threading.Lock()
 # For the page only: not listed as a call, and no veil over what it changes.
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 VIEWS = ("Tokens", "Confidence", "Critic")
@@ -252,24 +255,28 @@ def run_on(
     frames: Sequence[drawing.Frame] = ()
     rest = gr.skip(), order.seeds[0], gr.skip(), gr.skip()
     hatch = f"mk-hatch-{name}"
-    for moment in drawing.draw(pipeline, order, edit, hatch=hatch, with_critic=view == VIEWS[-1]):
-        if moment.pictures is not None:
-            frames = moment.frames
-            pictures = drawing.save(pipeline, order, moment.pictures, stage.gallery.GRADIO_CACHE, edit)
-            made = drawing.recipe_of(pipeline, order, order.seeds[0], edit) | {"images": len(order.seeds)}
-            rest = pictures, order.seeds[0], gr.skip(), made
-        yield moment.status, moment.panel, *rest
-    # The pictures are there: what is left is for those who want to look closer.
-    frames = drawing.judged(pipeline, order, edit, frames)
-    path = drawing.save_animation(pipeline, order, frames, stage.gallery.GRADIO_CACHE)
-    shown = drawing.replay(order, frames, hatch=hatch)
-    yield gr.skip(), shown, gr.skip(), gr.skip(), gr.DownloadButton(value=path, interactive=True), gr.skip()
+    if TURN.locked():
+        yield tokens.status("waiting: another model draws", running=True), gr.skip(), *rest
+    with TURN:
+        for moment in drawing.draw(pipeline, order, edit, hatch=hatch, with_critic=view == VIEWS[-1]):
+            if moment.pictures is not None:
+                frames = moment.frames
+                pictures = drawing.save(pipeline, order, moment.pictures, stage.gallery.GRADIO_CACHE, edit)
+                made = drawing.recipe_of(pipeline, order, order.seeds[0], edit) | {"images": len(order.seeds)}
+                rest = pictures, order.seeds[0], gr.skip(), made
+            yield moment.status, moment.panel, *rest
+        # The pictures are there: what is left is for those who want to look closer.
+        frames = drawing.judged(pipeline, order, edit, frames)
+        path = drawing.save_animation(pipeline, order, frames, stage.gallery.GRADIO_CACHE)
+        shown = drawing.replay(order, frames, hatch=hatch)
+        yield gr.skip(), shown, gr.skip(), gr.skip(), gr.DownloadButton(value=path, interactive=True), gr.skip()
 
 
 def run_once(pipeline: Pipeline, order: runs.Order, edit: Edit | None, gallery: gr.Gallery) -> tuple:
     """Draw -> the pictures' files and the seed."""
-    pictures = last(drawing.draw(pipeline, order, edit)).pictures or []
-    return drawing.save(pipeline, order, pictures, gallery.GRADIO_CACHE, edit), order.seeds[0]
+    with TURN:
+        pictures = last(drawing.draw(pipeline, order, edit)).pictures or []
+        return drawing.save(pipeline, order, pictures, gallery.GRADIO_CACHE, edit), order.seeds[0]
 
 
 def wire_run(

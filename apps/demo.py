@@ -1,15 +1,21 @@
 """The browser demo: draw pictures from labels, redraw a part of one, and see what the tokenizer keeps.
 
-`build` makes the page of a pipeline, `launch` serves a page, `serve` does both as `maskimg demo` asks.
+`build` makes the page of a pipeline, `launch` serves a page and those of other models, `serve` does both as `maskimg
+demo` asks.
 """
 
+import contextlib
 import html
 import importlib.util
 import ipaddress
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +25,36 @@ from fastapi.responses import JSONResponse
 from gradio.route_utils import FnIndexInferError
 from gradio.themes import Default
 
-from maskimg.pipeline import Pipeline, bundled_models
+from maskimg.pipeline import Pipeline
 from maskimg_apps import edits, look, runs, tabs
 from maskimg_apps.controls import wire_sends
 from maskimg_apps.info import info_tab, keep_recipes
+from maskimg_apps.models import Models
+from maskimg_apps.pages import Pages, choose_model
+from maskimg_apps.train_tab import train_tab
+from maskimg_apps.trainer import Trainer
 
 TRAIN, OPEN = "maskimg train FOLDER --out DIR", "maskimg demo --model DIR"
-MAX_FILE = "16mb"
+MAX_FILE, THREADS, SESSIONS = "16mb", 8, 200
 
 
-def build(pipeline: Pipeline | None) -> gr.Blocks:
-    """The page of a pipeline; without one, the same page asleep under a banner that says how to get a model."""
+def build(
+    pipeline: Pipeline | None,
+    *,
+    models: Models | None = None,
+    name: str | None = None,
+    trainer: Trainer | None = None,
+) -> gr.Blocks:
+    """The page of a pipeline; without one, the same page asleep under a banner that says how to get a model.
+
+    Args:
+        models: what else can be chosen; `name` is the pipeline's among them.
+        trainer: adds the tab Train; goes with `models`.
+    """
     with gr.Blocks(title="maskimg", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        gr.HTML(_header(pipeline))
+        with gr.Row(elem_classes="mk-top"):
+            gr.HTML(_header(pipeline))
+            chosen = choose_model(page, models, name) if models else None
         if pipeline is None:
             gr.HTML(_banner())
         controls: dict[str, dict[str, Any]] = {}
@@ -54,6 +77,9 @@ def build(pipeline: Pipeline | None) -> gr.Blocks:
                 tabs.reconstruct_tab(pipeline)
             with gr.Tab("Info", id="info"):
                 info_tab(page, kept, pipeline, controls, stages, switch)
+            if trainer and models and chosen:
+                with gr.Tab("Train", id="train"):
+                    train_tab(page, trainer, models, chosen, name)
         if pipeline is not None:
             wire_sends(stages, {"inpaint": canvas, "vary": other}, upload, switch)
     return page
@@ -68,14 +94,16 @@ def launch(
     login: tuple[str, str] | None = None,
     open_browser: bool = False,
     mcp: bool = False,
+    models: Models | None = None,
+    make: Callable[[str], gr.Blocks] | None = None,
 ) -> str:
     """Serve a page in the background, with everything off that a stranger could misuse -> its address.
 
     Args:
         port: taken as it is; see `free_port`.
+        models, make: the other models, and what makes their pages; these are served at /model/NAME/.
     """
-    page.queue(max_size=16, default_concurrency_limit=1)
-    _, local, shared = page.launch(
+    app, local, shared = _queued(page).launch(
         server_name=host,
         server_port=port,
         share=share,
@@ -83,29 +111,22 @@ def launch(
         inbrowser=open_browser,
         prevent_thread_lock=True,
         quiet=True,
-        theme=Default(primary_hue="indigo", radius_size="lg"),
-        css=look.CSS,
-        head=look.HEAD,
-        footer_links=["api", "settings"],
-        max_file_size=MAX_FILE,
-        max_threads=8,
-        state_session_capacity=200,
-        show_error=False,
-        enable_monitoring=False,
-        run_history=False,
-        ssr_mode=False,
+        max_threads=THREADS,
+        state_session_capacity=SESSIONS,
         strict_cors=True,
         mcp_server=mcp,
-        pwa=False,
-        allowed_paths=[],
-        app_kwargs={"exception_handlers": dict.fromkeys((TypeError, KeyError, FnIndexInferError), _refuse_call)},
+        **_closed(),
     )
+    if models and make:
+        options = _closed() | {"auth": login, "mcp_server": False}
+        app.mount("/model", Pages(models, lambda name: _queued(make(name)), app, options))
     return shared or local
 
 
 def serve(
     model: str | None,
     *,
+    folder: str | Path = "runs",
     host: str = "127.0.0.1",
     port: int = 7860,
     share: bool = False,
@@ -119,6 +140,7 @@ def serve(
     """Open the demo and stay until Ctrl-C.
 
     Args:
+        folder: of models, which the page offers too, and where it writes those that it trains.
         mcp: offer the page's calls as tools of a Model Context Protocol server too.
         model: as in `Pipeline.from_pretrained`; None is the first bundled one.
         port: the first to try.
@@ -134,8 +156,14 @@ def serve(
         )
     if mcp and importlib.util.find_spec("mcp") is None:
         raise ValueError("--mcp needs a package more: pip install 'gradio[mcp]'")
-    name = model or next(iter(bundled_models()), None)
-    pipeline = Pipeline.from_pretrained(name, device=device, dtype=dtype) if name else None
+    models = Models(partial(Pipeline.from_pretrained, device=device, dtype=dtype), chosen=model, folder=Path(folder))
+    if models.first:
+        models.pipeline(models.first)
+    # A page that others reach must not read this machine's folders.
+    trainer = Trainer(Path(folder), device=device, dtype=dtype) if _is_loopback(host) and not share else None
+
+    def build_page(name: str | None) -> gr.Blocks:
+        return build(models.held(name) if name else None, models=models, name=name, trainer=trainer)
 
     for variable in _clean_environment():
         print(f"{variable} is ignored: use the options of `maskimg demo`")
@@ -145,15 +173,22 @@ def serve(
         free = free_port(host, port)
         if port and free != port:
             print(f"port {port} is taken, using {free}")
-        page = build(pipeline)
-        address = launch(page, host=host, port=free, share=share, login=login, open_browser=open_browser, mcp=mcp)
+        page = build_page(models.first)
+        address = launch(
+            page, host=host, port=free, share=share, login=login, open_browser=open_browser, mcp=mcp, models=models,
+            make=build_page,
+        )  # fmt: skip
         if mcp:
             print(f"tools for agents: {address}gradio_api/mcp/")
         print(
-            f"maskimg demo: {address}  (Ctrl-C stops it)" + ("" if pipeline else f"\nno model yet: {TRAIN}"), flush=True
+            f"maskimg demo: {address}  (Ctrl-C stops it)" + ("" if models.first else f"\nno model yet: {TRAIN}"),
+            flush=True,
         )
-        page.block_thread()
+        with _ended_by_sigterm():
+            page.block_thread()
     finally:
+        if trainer is not None:
+            trainer.close()
         shutil.rmtree(uploads, ignore_errors=True)
 
 
@@ -176,6 +211,30 @@ def free_port(host: str, first: int, tries: int = 100) -> int:
         except OSError as error:
             reason = error
     raise ValueError(f"cannot listen on {host}, port {first} and up ({reason})") from reason
+
+
+def _queued(page: gr.Blocks) -> gr.Blocks:
+    """The page with a line of at most 16 who wait."""
+    page.max_threads, page.state_session_capacity = THREADS, SESSIONS
+    return page.queue(max_size=16, default_concurrency_limit=1)
+
+
+def _closed() -> dict[str, Any]:
+    """How every page looks, and what is off on it."""
+    return {
+        "theme": Default(primary_hue="indigo", radius_size="lg"),
+        "css": look.CSS,
+        "head": look.HEAD,
+        "footer_links": ["api", "settings"],
+        "max_file_size": MAX_FILE,
+        "show_error": False,
+        "enable_monitoring": False,
+        "run_history": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "allowed_paths": [],
+        "app_kwargs": {"exception_handlers": dict.fromkeys((TypeError, KeyError, FnIndexInferError), _refuse_call)},
+    }
 
 
 # Words.
@@ -225,6 +284,16 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM is an end as well: a training is stopped, and uploads are removed."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _clean_environment() -> list[str]:

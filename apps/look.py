@@ -110,6 +110,37 @@ RAMP
 .mk-figures th { text-align: left; font-weight: 400; white-space: nowrap; color: var(--body-text-color-subdued); }
 .mk-figures td { text-align: right; }
 .mk-figures tr:first-child td { color: var(--color-accent); }
+/* The list of models at the end of the header, and the tab Train. */
+.mk-top { align-items: center; justify-content: space-between; flex-wrap: wrap; gap: .3rem 1rem !important; }
+.mk-top > * { flex: 1 1 auto; width: auto !important; }
+.mk-top > #model { flex: 0 0 auto !important; width: 220px !important; }
+.mk-where code { overflow-wrap: anywhere; }
+.mk-phases { display: flex; flex-wrap: wrap; gap: .35rem; list-style: none !important; padding: 0 !important;
+  margin: .35rem 0 .8rem !important; font-size: .84rem; }
+.mk-phases li { padding: .16rem .75rem; margin: 0 !important; border-radius: 999px;
+  border: 1px solid var(--border-color-primary); color: var(--body-text-color-subdued); }
+.mk-phases .mk-done { color: var(--body-text-color); background: var(--color-accent-soft);
+  border-color: var(--border-color-accent); }
+.mk-phases .mk-done::before { content: "✓ "; color: var(--color-accent); }
+.mk-phases .mk-now { color: #fff; background: var(--color-accent); border-color: var(--color-accent); }
+.mk-curve { margin: 0 0 .8rem; padding: .6rem .8rem; border: 1px solid var(--border-color-primary);
+  border-radius: 12px; background: var(--background-fill-secondary); }
+.mk-curve figcaption { display: flex; justify-content: space-between; font-size: .84rem;
+  color: var(--body-text-color-subdued); }
+.mk-curve b { color: var(--body-text-color); font-variant-numeric: tabular-nums; font-weight: 600; }
+.mk-curve svg { display: block; width: 100%; height: 84px; }
+.mk-curve polyline { fill: none; stroke: var(--color-accent); stroke-width: 1.8px; stroke-linejoin: round;
+  vector-effect: non-scaling-stroke; }
+.mk-curve polygon { fill: var(--color-accent); opacity: .12; }
+.mk-training[data-state=failed] .mk-status { color: var(--error-text-color, #b91c1c); }
+.mk-open { display: inline-block; margin: .2rem 0 .8rem !important; padding: .45rem 1.1rem !important;
+  border-radius: 8px; background: var(--color-accent); color: #fff !important; font-weight: 600;
+  text-decoration: none !important; }
+.mk-open:hover { filter: brightness(1.1); }
+.mk-sheet .image-frame, .mk-sheet button { width: 100%; }
+.mk-sheet img { width: 100% !important; height: auto !important; max-height: 380px; object-fit: contain;
+  padding: 30px 2px 2px; box-sizing: border-box; }
+
 /* Below its label and its buttons, not under them. */
 .mk-shown img { padding: 30px 2px 2px; box-sizing: border-box; }
 #outpaint-upload img { padding: 30px 2px 48px; box-sizing: border-box; }
@@ -162,6 +193,10 @@ PRESS = """(name) => { if (name) setTimeout(() => document.getElementById(name +
 KEYS = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> draws, <kbd>Esc</kbd> stops.</p>'
 
 KEYS_AGAIN = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> runs the round trip again.</p>'
+
+
+# To the page of another model, with what the address asks for besides; once Gradio is through with this event.
+GO = """(address) => { setTimeout(() => window.location.assign(address + window.location.search), 100); }"""
 
 
 def set_brush(name: str) -> str:

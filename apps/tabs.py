@@ -12,6 +12,7 @@ from maskimg_apps import look, runs, tokens
 from maskimg_apps.controls import (
     DRAWING,
     QUIET,
+    TURN,
     Stage,
     add_endpoint,
     make_buttons,
@@ -113,12 +114,12 @@ def reconstruct_tab(pipeline: Pipeline | None) -> None:
         return
 
     def reconstruct(image: str | None, size: str) -> tuple:
-        with kindly():
+        with kindly(), TURN:
             result = runs.reconstruct(pipeline, image, size)
             return result.original, result.image, runs.in_a_line(result)
 
     def show(image: str | None, size: str) -> tuple:
-        with kindly():
+        with kindly(), TURN:
             result = runs.reconstruct(pipeline, image, size)
             path = runs.save_reconstruction(pipeline, result, download.GRADIO_CACHE)
             pictures = result.original, result.image, result.error, result.code_picture

@@ -742,7 +742,7 @@ def test_serving_forgets_settings_of_gradio_and_leaves_no_uploads_behind(monkeyp
     monkeypatch.setenv("GRADIO_ALLOWED_PATHS", "/")
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
     monkeypatch.setenv("GRADIO_TEMP_DIR", "/tmp/elsewhere")
-    monkeypatch.setattr(demo, "bundled_models", lambda: [])
+    monkeypatch.setattr("maskimg_apps.models.bundled_models", lambda: [])
     seen = {}
 
     def block_thread(page: gr.Blocks) -> None:

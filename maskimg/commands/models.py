@@ -9,7 +9,12 @@ from maskimg.commands.options import Parser, Refused, add_machine, check_out
 
 def demo(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--model", type=str, help="bundled name, directory or hub repository")
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on")
+    parser.add_argument(
+        "--models", type=str, default="runs", help="folder of models to choose from, where the tab Train writes, too"
+    )
+    parser.add_argument(
+        "--host", type=str, default="127.0.0.1", help="address to listen on; the tab Train needs this one"
+    )
     parser.add_argument("--port", type=int, default=7860, help="first port to try")
     parser.add_argument("--share", action="store_true", help="a public link; needs --user and --password-file")
     parser.add_argument("--user", type=str, help="name to log in with")
@@ -22,6 +27,7 @@ def demo(parser: Parser, arguments: list[str]) -> None:
 
     serve(
         given.model,
+        folder=given.models,
         host=given.host,
         port=given.port,
         share=given.share,

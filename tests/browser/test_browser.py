@@ -1,6 +1,8 @@
 """The demo in Chromium, as a person uses it: keys, mouse, tabs. Nothing may leave this machine, nothing may fail."""
 
+import functools
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,12 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from tiny import tiny_pipeline
 
+from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
 from maskimg.sampler import Sampler
 from maskimg_apps import demo
+from maskimg_apps.models import Models
+from maskimg_apps.trainer import Trainer
 from vqgan import load_image
 
 pytestmark = [
@@ -25,6 +30,7 @@ pytestmark = [
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+TRAINING = 300_000  # milliseconds for a few seconds of it, on a machine that does much else
 PAUSE = 0.25  # seconds a step takes, so that a person, and a test, can see it
 # Notes what the token panel says and shows, each time it changes.
 WATCH = """() => {
@@ -336,6 +342,80 @@ def test_nothing_sticks_out_on_a_phone_and_every_button_has_a_name(page):
             if button.is_visible():
                 words = button.evaluate("b => b.innerText || b.ariaLabel || b.title || b.textContent")
                 assert words.strip(), button.evaluate("b => b.outerHTML")
+
+
+def test_a_model_is_trained_on_the_page_chosen_from_the_list_and_draws(browser, tmp_path, draw_pictures, monkeypatch):
+    """A few seconds of `maskimg train`, in a process of its own."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    draw_pictures(tmp_path / "pictures", count=24, size=16, classes=())
+    tiny_pipeline().save_pretrained(tmp_path / "models" / "tiny")
+    load = functools.partial(Pipeline.from_pretrained, device="cpu", dtype="fp32")
+    models = Models(load, chosen=str(tmp_path / "models" / "tiny"), folder=tmp_path / "models")
+    trainer = Trainer(tmp_path / "models", device="cpu", dtype="fp32")
+
+    def make(name: str):
+        return demo.build(models.held(name), models=models, name=name, trainer=trainer)
+
+    served = make("tiny")
+    address = demo.launch(served, port=demo.free_port("127.0.0.1", 0), models=models, make=make)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    complaints = []
+    page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    try:
+        page.goto(address)
+        expect(page.locator("#generate-go")).to_be_visible()
+        open_tab(page, "Train")
+        page.locator("#train-go").click()
+        expect(page.get_by_text("There are no pictures: type the path of a folder").last).to_be_visible()
+        page.get_by_label("Folder of pictures").fill(str(tmp_path / "pictures"))
+        page.get_by_label("Name of the model").fill("shapes")
+        expect(page.locator("#train-where")).to_contain_text(str(tmp_path / "models" / "shapes"))
+        page.get_by_label("Minutes").fill("0.1")
+        page.locator("#train-go").click()
+        expect(page.locator("#train-view .mk-status")).to_contain_text("shapes:")
+        expect(page.locator("#train-stop")).to_be_enabled()
+        expect(page.locator("#train-tokenizer img")).to_be_visible(timeout=TRAINING)
+
+        # A reload changes nothing.
+        page.reload()
+        expect(page.locator("#generate-go")).to_be_visible()
+        open_tab(page, "Train")
+        expect(page.locator("#train-tokenizer img")).to_be_visible()
+        expect(page.locator("#train-view .mk-status")).to_contain_text("Trained: shapes", timeout=TRAINING)
+        expect(page.locator("#train-generator img")).to_be_visible()
+        expect(page.locator("#train-go")).to_be_enabled()
+
+        page.locator("#model input").click()
+        page.get_by_role("option", name="shapes").click()
+        page.wait_for_url("**/model/shapes/")
+        expect(page.locator("h1")).to_have_text("maskimg shapes")
+        set_slider(page, "Images", "2")
+        page.locator("#generate-go").click()
+        expect(page.locator("#generate-gallery img")).to_have_count(2)
+        picture = fetch(page, page.locator("#generate-gallery img").first, tmp_path / "drawn.png")
+        recipe = read_recipe(picture)
+        assert recipe is not None and recipe["model"] == "shapes"
+
+        # One that cannot be opened says so, and the former stays.
+        shutil.copytree(tmp_path / "models" / "tiny", tmp_path / "models" / "broken")
+        (tmp_path / "models" / "broken" / "generator" / "model.safetensors").unlink()
+        page.reload()
+        expect(page.locator("#model")).to_be_visible()
+        page.wait_for_timeout(1000)
+        page.locator("#model input").click()
+        page.get_by_role("option", name="broken").click()
+        expect(page.get_by_text("`broken/generator/model.safetensors` is missing").last).to_be_visible()
+        expect(page.locator("#model input")).to_have_value("shapes")
+        page.set_viewport_size(PHONE)
+        page.wait_for_timeout(1000)  # for the tabs to find their places
+        open_tab(page, "Train")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    finally:
+        page.close()
+        trainer.close()
+        served.close(verbose=False)
+    assert complaints == []
 
 
 # ----------------------------------------------------------------------------- helpers
