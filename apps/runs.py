@@ -31,7 +31,7 @@ SIGHT = {"the whole picture": 1, "half of it at a time": 2, "a quarter at a time
 SIDES = ("left", "top", "right", "bottom")
 SIZES = {"the model's": None, "up to 256": 256, "up to 512": 512}  # longer sides of a picture to be reconstructed
 NOT_OPEN = "no picture is open: drop one on the canvas"
-NOT_PAINTED = "nothing is painted. Paint the part to redraw"
+NOT_PAINTED = "nothing is painted: paint the part to redraw"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +113,8 @@ def read_canvas(drawing: Drawing, mask_file: str | None) -> tuple[Image.Image, n
         white = open_upload(mask_file, "mask")
         if white.size != picture.size:
             raise ValueError(
-                f"the mask is {white.width}x{white.height} but the picture is {picture.width}x{picture.height}: "
-                "use a mask of the same size"
+                f"the mask is {white.width}x{white.height} but the image is {picture.width}x{picture.height}: "
+                "make them equal"
             )
         mask |= np.asarray(white.convert("L")) > 127
     if not mask.any():

@@ -429,8 +429,10 @@ class Pipeline:
             ]
             step = Step(*(torch.cat(parts) for parts in zip(*whole, strict=True)))
             if i + 1 == sampler.steps and not bool(step.scores.isfinite().all()):
+                plain = self.dtype == torch.float32
                 raise ValueError(
-                    f"the model's predictions are not finite in {self.dtype}: try dtype `fp32`, or train it again"
+                    f"the model's predictions are not finite in {'fp32' if plain else 'bf16'}: "
+                    + ("it has to be trained again" if plain else "try dtype `fp32`, or train it again")
                 )
             yield Preview(i + 1, sampler.steps, *step)
 

@@ -576,9 +576,9 @@ def test_what_cannot_be_redrawn_is_said_in_words(tmp_path):
     other = square_mask(tmp_path / "mask.png", (8, 8))
     cases = (
         (Drawing(None, None), None, runs.NOT_OPEN),
-        (Drawing(image, nothing), None, "nothing is painted. Paint the part to redraw"),
+        (Drawing(image, nothing), None, "nothing is painted: paint the part to redraw"),
         (Drawing(image, None), None, "nothing is painted"),
-        (Drawing(image, nothing), str(other), "the mask is 8x8 but the picture is 16x16"),
+        (Drawing(image, nothing), str(other), "the mask is 8x8 but the image is 16x16"),
     )
     for drawn, mask_file, words in cases:
         with pytest.raises(ValueError, match=words):

@@ -143,10 +143,10 @@ def test_a_painted_part_is_redrawn_and_the_result_is_as_large_as_the_picture(pag
     open_tab(page, "Inpaint")
     expect(page.locator("#inpaint-panel")).to_contain_text("Open a picture and paint the part to redraw.")
     page.locator("#editor input[type=file]").set_input_files(tmp_path / "in.png")
-    expect(page.locator("#inpaint-panel")).to_contain_text("Nothing is painted. Paint the part to redraw.")
+    expect(page.locator("#inpaint-panel")).to_contain_text("Nothing is painted: paint the part to redraw.")
 
     page.locator("#inpaint-go").click()
-    expect(page.get_by_text("Nothing is painted. Paint the part to redraw.").last).to_be_visible()
+    expect(page.get_by_text("Nothing is painted: paint the part to redraw.").last).to_be_visible()
     set_slider(page, "Grow", "0")
     paint(page, page.locator("#editor canvas"), radius=4)
     count = page.locator("#inpaint-panel .mk-count")
