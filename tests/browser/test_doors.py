@@ -114,7 +114,8 @@ def test_what_goes_wrong_in_an_edit_is_said_in_the_same_words(doors, state, tmp_
     Image.new("RGB", (20, 16), (40, 60, 200)).save(image)
     Image.new("L", size, grey).save(mask)
     if "memory" in state:
-        monkeypatch.setattr(Pipeline, "decode", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+        error = torch.OutOfMemoryError("CUDA out of memory")
+        monkeypatch.setattr(Pipeline, "decode", lambda *_: (_ for _ in ()).throw(error))
     if "numbers" in state:
         whole = MaskedTransformer.to_logits
         monkeypatch.setattr(MaskedTransformer, "to_logits", lambda self, x: whole(self, x) * torch.nan)
