@@ -98,7 +98,9 @@ def describe(report: Report) -> str:
     lines.append(f"held out: {held_out:,} ({held_out / len(listing):.1%})")
     lines += _duplicates(report)
     if report.bad:
-        lines.append(f"cannot be read: {len(report.bad):,}")
+        names = [listing.entries[i].name for i in list(report.bad)[:SHOWN]]
+        more = ", ..." if len(report.bad) > SHOWN else ""
+        lines.append(f"cannot be read: {len(report.bad):,} ({', '.join(names)}{more})")
         where = f"`{listing.source.where}/"
         reasons = collections.Counter(_reason(fault, where) for fault in report.bad.values())
         lines += [f"  {count:,} x: {reason}" for reason, count in reasons.most_common(SHOWN)]

@@ -226,7 +226,10 @@ def codebook_warning(usage: float, entropy: float, vocab_size: int, *, counted: 
         faults.append(f"their use carries {entropy:.1f} of {bits:.1f} bits, as much as {2**entropy:,.0f} codes would")
     if not faults:
         return None
-    return f"the codebook may have collapsed: {' and '.join(faults)}; use a smaller codebook, or the quantizer `efsq`"
+    mend = (
+        "train longer, at a lower learning rate, or use a smaller codebook (or the quantizer `efsq`, if it is another)"
+    )
+    return f"the codebook may have collapsed: {' and '.join(faults)}; {mend}"
 
 
 def monochrome_warning(images: torch.Tensor, references: torch.Tensor | None = None) -> str | None:

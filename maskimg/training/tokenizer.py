@@ -235,7 +235,7 @@ def train_tokenizer(
         run.log(**figures)
         if int(10 * progress) > shown:
             shown = int(10 * progress)
-            if progress >= 0.3:  # every training begins so
+            if progress >= 0.5:  # every training begins so
                 run.warn(codebook_warning(usage.share, usage.entropy, model.vocab_size, counted=usage.counted))
                 run.warn(monochrome_warning(kept[-1].reconstructions, kept[-1].images))
             if ranks.is_first():
