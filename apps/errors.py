@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from maskimg.training.guards import memory_ran_out
+from maskimg.training.guards import SMALL_MEMORY, memory_ran_out
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def kindly() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not memory_ran_out(error):
             raise _unexpected(error) from error
-        raise told("there is not enough memory: ask for fewer or smaller pictures at a time") from error
+        raise told(SMALL_MEMORY) from error
     except ValueError as error:
         raise told(str(error)) from error
     except Exception as error:

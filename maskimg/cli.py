@@ -108,24 +108,20 @@ def _is_stop(error: Exception) -> bool:
 
 
 def _is_kind(error: Exception) -> bool:
-    """Whether an error's own sentence is meant for the person at the terminal."""
+    """Whether an error is one that the person at the terminal is told of in a sentence."""
+    from maskimg.training.guards import memory_ran_out
     from maskimg.training.run import TrainingError
 
-    return isinstance(error, ValueError | OSError | TrainingError) or _is_small_memory(error)
-
-
-def _is_small_memory(error: Exception) -> bool:
-    from maskimg.training.guards import memory_ran_out
-
-    return memory_ran_out(error)
+    return isinstance(error, ValueError | OSError | TrainingError) or memory_ran_out(error)
 
 
 def _explain(error: Exception) -> NoReturn:
+    from maskimg.training.guards import SMALL_MEMORY, memory_ran_out
     from maskimg.training.run import TrainingError
 
     trains = isinstance(error, TrainingError)
-    if _is_small_memory(error):
-        fail("there is not enough memory: ask for fewer or smaller pictures at a time", CANNOT_GO_ON)
+    if not trains and memory_ran_out(error):
+        fail(SMALL_MEMORY, CANNOT_GO_ON)
     if not _is_full_disk(error):
         fail(str(error), CANNOT_GO_ON if trains else BAD_INPUT)
     fail(str(error) if trains else f"the disk is full ({error}): make room, then run the same command again", DISK_FULL)

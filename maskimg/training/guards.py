@@ -67,6 +67,9 @@ class NonFinite:
                 self.skip(earlier, about)
 
 
+SMALL_MEMORY = "there is not enough memory: ask for fewer or smaller pictures at a time"  # to those who draw
+
+
 def memory_ran_out(error: BaseException) -> bool:
     """Whether a device's or the machine's memory was too small for what was asked."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
