@@ -396,6 +396,7 @@ def test_a_model_is_trained_on_the_page_chosen_from_the_list_and_draws(browser, 
         picture = fetch(page, page.locator("#generate-gallery img").first, tmp_path / "drawn.png")
         recipe = read_recipe(picture)
         assert recipe is not None and recipe["model"] == "shapes"
+        expect(page.locator("#generate-animation")).to_be_enabled()  # the run's last word: a reload would cut it off
 
         # One that cannot be opened says so, and the former stays.
         shutil.copytree(tmp_path / "models" / "tiny", tmp_path / "models" / "broken")
