@@ -167,9 +167,7 @@ def serve(
 
     for variable in _clean_environment():
         print(f"{variable} is ignored: use the options of `maskimg demo`")
-    uploads = tempfile.mkdtemp(prefix="maskimg-demo-")  # mode 0700
-    os.environ["GRADIO_TEMP_DIR"] = uploads
-    try:
+    with _ended_by_sigterm(), _left_clean(trainer):
         free = free_port(host, port)
         if port and free != port:
             print(f"port {port} is taken, using {free}")
@@ -184,12 +182,7 @@ def serve(
             f"maskimg demo: {address}  (Ctrl-C stops it)" + ("" if models.first else f"\nno model yet: {TRAIN}"),
             flush=True,
         )
-        with _ended_by_sigterm():
-            page.block_thread()
-    finally:
-        if trainer is not None:
-            trainer.close()
-        shutil.rmtree(uploads, ignore_errors=True)
+        page.block_thread()
 
 
 def free_port(host: str, first: int, tries: int = 100) -> int:
@@ -294,6 +287,19 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _left_clean(trainer: Trainer | None) -> Iterator[None]:
+    """Inside, uploads have a folder that nobody else may read; at the end it goes, and so does a training."""
+    uploads = tempfile.mkdtemp(prefix="maskimg-demo-")  # mode 0700
+    os.environ["GRADIO_TEMP_DIR"] = uploads
+    try:
+        yield
+    finally:
+        if trainer is not None:
+            trainer.close()
+        shutil.rmtree(uploads, ignore_errors=True)
 
 
 def _clean_environment() -> list[str]:

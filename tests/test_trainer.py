@@ -273,19 +273,22 @@ def test_the_tab_is_there_only_where_nobody_else_reaches_the_page(host, there, t
     assert "generate-go" in names and ("train-go" in names) == there
 
 
-def test_the_page_stops_its_training_when_it_is_asked_to_end(tmp_path, monkeypatch):
+@pytest.mark.parametrize("early", [False, True])
+def test_the_page_stops_its_training_when_it_is_asked_to_end(early, tmp_path, monkeypatch):
     monkeypatch.setattr("maskimg_apps.models.bundled_models", lambda: [])
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         monkeypatch.delenv(name)
     closed = []
     monkeypatch.setattr(Trainer, "close", lambda self: closed.append(self.folder))
 
-    def block_thread(page: gr.Blocks) -> None:
+    def asked_to_end(page: gr.Blocks, **options: object) -> None:
         page.close(verbose=False)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(gr.Blocks, "block_thread", block_thread)
+    if early:
+        monkeypatch.setattr(demo, "launch", asked_to_end)
+    monkeypatch.setattr(gr.Blocks, "block_thread", asked_to_end)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit):
         demo.serve(None, folder=tmp_path / "models", port=demo.free_port("127.0.0.1", 0))
