@@ -9,7 +9,7 @@ Shapes: b images, n tokens, s positions of a source, d features.
 """
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -107,14 +107,40 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, present: torch.
     trains = torch.is_grad_enabled() and q.requires_grad
     if trains and q.device.type == "cpu" and q.shape[2] <= (128 if q.dtype == torch.float32 else 512):
         # The fused kernel's backward pass on a CPU takes two to six times as long as these products (torch 2.15).
-        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
-        if visible is not None:
-            scores = scores.masked_fill(~visible, -torch.inf)
-        with torch.autocast(
-            "cpu", enabled=False
-        ):  # softmax sums in fp32 anyway; a copy of all scores costs more than it
-            return scores.softmax(-1) @ v
+        return cast(torch.Tensor, _Products.apply(q, k, v, visible))
     return F.scaled_dot_product_attention(q, k, v, visible)
+
+
+class _Products(torch.autograd.Function):
+    """Attention as matrix products, with a backward pass that writes the keys' gradient in the order of the keys:
+    that of `q @ k.transpose(-1, -2)` lies across them, and whatever follows takes twice as long."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None
+    ) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):  # softmax sums in fp32 anyway; a copy of all scores costs more
+            q = q * q.shape[-1] ** -0.5
+            scores = q @ k.transpose(-1, -2)
+            if visible is not None:
+                scores = scores.masked_fill(~visible, -torch.inf)
+            weights = scores.softmax(-1)
+            ctx.save_for_backward(q, k, v, weights)
+            return weights @ v
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, weights = ctx.saved_tensors  # q is scaled
+        (out,) = gradients
+        with torch.autocast("cpu", enabled=False):
+            of_weights = out @ v.transpose(-1, -2)
+            scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            return (
+                scores @ k * q.shape[-1] ** -0.5,
+                scores.transpose(-1, -2) @ q,
+                weights.transpose(-1, -2) @ out,
+                None,
+            )
 
 
 def rms_norm(x: torch.Tensor) -> torch.Tensor:
@@ -158,4 +184,11 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     that gives NaN.
     """
     cos, sin = (part.to(x.dtype)[:, None] for part in rotation)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    return torch.addcmul(x * cos, _halves_exchanged(x), sin)
+
+
+def _halves_exchanged(x: torch.Tensor) -> torch.Tensor:
+    """(..., d) -> (..., d), the right half first. `roll` is the faster one, but it compiles to a loop over numbers."""
+    if torch.compiler.is_compiling():
+        return x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return x.roll(x.shape[-1] // 2, dims=-1)
