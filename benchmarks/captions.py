@@ -6,11 +6,12 @@
     python benchmarks/captions.py measure runs/captions runs/emoji-captions
 
 One picture in twelve is held out whose emoji at least two other styles draw in training: the model has seen the style
-and the emoji, but never together. The judges are small classifiers, trained on the real training pictures, of the
+and the emoji, but never together. The judges are one classifier, trained on the real training pictures, of the
 style and of the emoji's class (32 of them). Figures go to benchmarks/results/captions.json, sheets beside MODEL.
 """
 
 import argparse
+import copy
 import csv
 import json
 import random
@@ -19,23 +20,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from emoji_64 import record, unpack
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 from tqdm import tqdm
 
-from maskimg.evaluate import Classifier, Judge, train_judge
-from maskimg.hardware import pick_dtype
+from maskimg.evaluate import Classifier, Judge
+from maskimg.hardware import autocast, pick_dtype
 from maskimg.metrics import frechet_distance
-from maskimg.pictures import list_pictures, read_pictures
+from maskimg.pictures import list_pictures, move, read_pictures
 from maskimg.pipeline import Pipeline
 from maskimg.prompt import Prompt
 from maskimg.sampler import Sampler
-from vqgan.images import sheet, to_tensor
+from maskimg.training.run import learning_rate_scale, step_generator
+from vqgan.images import normalize, sheet, to_tensor
+from vqgan.network import ResBlock, norm
 
 SHOWN = ("red apple", "grinning face", "dog face", "rocket", "sun", "birthday cake", "crown", "octopus")
 NEVER_SEEN = ("a blue apple", "dog with sunglasses", "purple rocket", "quokka", "zeppelin")
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
+CPU = torch.device("cpu")
 
 
 def prepare(archive: Path, folder: Path) -> None:
@@ -75,21 +81,16 @@ class Emoji:
         self.unseen = self.pictures.held_out.nonzero()[:, 0]
         train = (~self.pictures.held_out).nonzero()[:, 0]
         self.train_pixels = self.pictures.pixels[train]
-        kept = folder.with_name(f"{folder.name}-judges")
-        self.class_judge = self._judge(kept / f"class-{steps}", self.classes[train], len(self.class_names), steps)
         styles = len(self.pictures.fields["style"])
-        self.style_judge = self._judge(kept / f"style-{steps // 2}", self.styles[train], styles, steps // 2)
-
-    def _judge(self, file: Path, labels: torch.Tensor, classes: int, steps: int) -> Judge:
-        """Trained once, and kept in a file."""
-        if not file.exists():
-            judge = train_judge(self.train_pixels, labels, classes, steps, progress=tqdm)
-            file.parent.mkdir(exist_ok=True)
-            save_file({name: part.contiguous() for name, part in judge.classifier.state_dict().items()}, file)
-            return judge
-        classifier = Classifier(classes)
-        classifier.load_state_dict(load_file(file))
-        return Judge(classifier.eval(), torch.device("cpu"), pick_dtype("auto", torch.device("cpu")))
+        whole = BothJudged(len(self.class_names), styles)
+        kept = folder.with_name(f"{folder.name}-judges") / f"both-{steps}.safetensors"
+        if kept.exists():
+            whole.load_state_dict(load_file(kept))
+        else:
+            whole.learn(self.pictures.pixels[train], self.classes[train], self.styles[train], steps)
+            kept.parent.mkdir(exist_ok=True)
+            save_file({name: part.contiguous() for name, part in whole.state_dict().items()}, kept)
+        self.class_judge, self.style_judge = whole.judges()
 
     def caption(self, i: int) -> str:
         return self.pictures.captions[i][0]
@@ -106,6 +107,56 @@ class Emoji:
             "frechet_distance": frechet_distance(features, self.class_judge.features(self.train_pixels[::3])),
             "diversity": _spread(features),
         }
+
+
+class BothJudged(Classifier):
+    """A classifier of emoji's class and style at once, larger than that of `maskimg eval`, which is right on only
+    54 and 64 % of these held-out pictures after 2,000 and 1,000 steps."""
+
+    def __init__(self, classes: int, styles: int):
+        super().__init__(classes + styles)
+        self.sizes = [classes, styles]
+        self.stages = nn.ModuleList(
+            [
+                nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 32, 3, padding=1), norm(32), nn.SiLU()),
+                nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(128, 96, 3, padding=1), ResBlock(96)),
+                nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(384, 256, 3, padding=1), ResBlock(256), ResBlock(256)),
+            ]
+        )
+        self.finish = nn.Sequential(norm(256), nn.SiLU())
+        self.head = nn.Linear(256, classes + styles)
+        self.to(memory_format=torch.channels_last)
+
+    def learn(self, pixels: torch.Tensor, classes: torch.Tensor, styles: torch.Tensor, steps: int) -> None:
+        """From uint8 pixels (n, 3, H, W), moved by up to four pixels, classes (n,) and styles (n,)."""
+        torch.manual_seed(0)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=0.05)
+        self.train()
+        for step in tqdm(range(steps), desc="judges"):
+            for group in optimizer.param_groups:
+                group["lr"] = 2e-3 * learning_rate_scale(step / steps)
+            chance = step_generator(0, step)
+            chosen = torch.randint(len(pixels), (128,), generator=chance)
+            images = normalize(move(pixels[chosen], 4, chance))
+            with autocast(CPU, pick_dtype("auto", CPU)):
+                logits = self(images).float().split(self.sizes, dim=1)
+            loss = sum(
+                F.cross_entropy(part, right[chosen]) for part, right in zip(logits, (classes, styles), strict=True)
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+    def judges(self) -> tuple[Judge, Judge]:
+        """Of the class and of the style, which share everything but the head."""
+        self.eval()
+        found = []
+        for weight, bias in zip(self.head.weight.split(self.sizes), self.head.bias.split(self.sizes), strict=True):
+            judged = copy.copy(self)
+            judged._modules = {**self._modules, "head": nn.Linear(256, len(bias))}
+            judged.head.load_state_dict({"weight": weight, "bias": bias})
+            found.append(Judge(judged, CPU, pick_dtype("auto", CPU)))
+        return found[0], found[1]
 
 
 def draw(pipeline: Pipeline, emoji: Emoji, rows: torch.Tensor, sampler: Sampler, seed: int = 0) -> torch.Tensor:
@@ -163,7 +214,7 @@ def main() -> None:
     verb = verbs.add_parser("measure")
     verb.add_argument("folder", type=Path)
     verb.add_argument("model")
-    verb.add_argument("--steps", type=int, default=1200, help="of the class judge's training")
+    verb.add_argument("--steps", type=int, default=1200, help="of the judges' training")
     verb.add_argument("--count", type=int, default=280)
     verb = verbs.add_parser("show")
     verb.add_argument("folder", type=Path)

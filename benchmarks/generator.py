@@ -2,6 +2,7 @@
 
     pip install --no-deps --target PEERS muse-maskgit-pytorch diffusers ...
     PYTHONPATH=PEERS python benchmarks/generator.py      # writes results/generator-DEVICE.json and .md
+    ... --only "sampling, bf16"                          # measures one table again, and keeps the others of the file
     python benchmarks/generator.py --small --eager       # toy sizes, seconds; writes nothing without --results
 
 Peers are x-transformers (NonAutoregressiveWrapper), muse-maskgit-pytorch (MaskGit) and diffusers (UVit2DModel with
@@ -699,20 +700,38 @@ def markdown(report: dict) -> str:
     head = [
         "# The generator's speed beside its peers",
         "",
-        f"`{report['command']}`, {report['date']}; {report['machine']}, {report['threads']} threads; {known}.",
+        f"{report['machine']}; {known}. Under each title: the command, when, and on how many threads.",
         "",
         f"{size['side']}x{size['side']} tokens of {size['codes']:,} codes, width {size['width']}, depth "
         f"{size['depth']}, {size['heads']} heads, batch {size['batch']}, {size['steps']} steps of sampling. Medians of "
-        f"{report['rounds']} interleaved rounds; `time / ...` is the median of ratios within a round, above 1 where "
-        "the row is slower. `of the rate`: the row's own counted FLOPs a second as a share of bare matrix products. "
+        "interleaved rounds; `time / ...` is the median of ratios within a round, above 1 where the row is slower. "
+        "`of the rate`: the row's own counted FLOPs a second as a share of bare matrix products. "
         "What each row does is said at the top of `benchmarks/generator.py`.",
         "",
         work_markdown(report["work"], size["batch"]),
     ]
     for table in report["tables"]:
         title = f"{table['kind'].capitalize()}, {table['form']}"
-        head += ["", f"## {title}", "", table_markdown(table)]
+        how = table.get("measured", report)
+        told = f"`{how['command']}`, {how['date']}, {how['rounds']} rounds, {how['threads']} threads."
+        head += ["", f"## {title}", "", told, "", table_markdown(table)]
     return "\n".join(head) + "\n"
+
+
+def earlier_tables(file: Path, report: dict, chosen: list[str]) -> list[dict]:
+    """The tables of a file of earlier runs at the same size that are not measured again."""
+    if not file.exists():
+        return []
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if before["size"] != report["size"]:
+        return []
+    kept = [table for table in before["tables"] if f"{table['kind']}, {table['form']}" not in chosen]
+    return [{"measured": _run(before)} | table for table in kept]
+
+
+def _run(report: dict) -> dict:
+    """How the tables of a run were measured."""
+    return {key: report[key] for key in ("command", "date", "rounds", "threads")}
 
 
 def main() -> None:
@@ -755,16 +774,19 @@ def main() -> None:
     }
     print(markdown(report))
     results = options.results or (None if options.small else RESULTS)
+    file = results / f"generator-{device.type}.json" if results is not None else None
+    if file is not None:
+        report["tables"] = earlier_tables(file, report, chosen)
     for title in chosen:
-        table = bench.table(*title.split(", "))
+        table = bench.table(*title.split(", ")) | {"measured": _run(report)}
         report["tables"].append(table)
+        report["tables"].sort(key=lambda table: every.index(f"{table['kind']}, {table['form']}"))
         print(f"## {title.capitalize()}\n\n{table_markdown(table)}\n", flush=True)
         torch._dynamo.reset()
-        if results is not None:  # after each table, so that a long run that is stopped keeps what it has
-            results.mkdir(parents=True, exist_ok=True)
-            stem = results / f"generator-{device.type}"
-            stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            stem.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+        if file is not None:  # after each table, so that a long run that is stopped keeps what it has
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
 
 
 if __name__ == "__main__":
