@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from maskimg.batches import draw_each
 from maskimg.conditions import LabelFields
-from maskimg.drawing import draw_each
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline
 from maskimg.prompt import Asked, Prompt, PromptReader, as_prompt

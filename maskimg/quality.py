@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from maskimg import memorisation
+from maskimg.batches import draw_each
 from maskimg.conditions import Label
-from maskimg.drawing import draw_each
 from maskimg.evaluate import FEW, WEAK, Judge, encode_all, judged_field
 from maskimg.metrics import NEIGHBOURS_OF_DENSITY, frechet_distance, frechet_interval, inception_score, overlap
 from maskimg.noise import SEEDS

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from tiny import LABELS, tiny_pipeline
 
+from maskimg.batches import draw_each
 from maskimg.cli import main
 from maskimg.conditions import LabelFields
-from maskimg.drawing import draw_each
 from maskimg.noise import SEEDS
 from maskimg.prompt import Prompt, PromptReader
 from maskimg.recipe import is_whole, read_recipe
