@@ -184,7 +184,7 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     that gives NaN.
     """
     cos, sin = (part.to(x.dtype)[:, None] for part in rotation)
-    return torch.addcmul(x * cos, _halves_exchanged(x), sin)
+    return (x * cos).addcmul_(_halves_exchanged(x), sin)
 
 
 def _halves_exchanged(x: torch.Tensor) -> torch.Tensor:

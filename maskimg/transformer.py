@@ -100,7 +100,8 @@ class Trunk(nn.Module):
         if sum_embeds is not None:
             x = x + sum_embeds
         x = rearrange(x, "b h w d -> b (h w) d")
-        x = torch.cat((self.registers.to(x.dtype).expand(b, -1, -1), x), dim=1)  # (b, registers + n, d)
+        if self.config.registers:
+            x = torch.cat((self.registers.to(x.dtype).expand(b, -1, -1), x), dim=1)  # (b, registers + n, d)
         rotation = rotary(h, w, self.config.dim // self.config.heads, self.config.registers, codes.device)
 
         for i, block in enumerate(self.blocks):
