@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from maskimg.evaluate import Judge, evaluate_tokenizer, kept_judge
@@ -84,6 +85,18 @@ architecture (another seed, 600 steps), which may flatter the accuracy that reco
 | | |
 | --- | --- |
 {figures}
+## With the critic, and without
+
+At equal forward passes the critic's order, which may revise earlier tokens, is nearer to real pictures than the order
+by confidence, its counterpart without a critic, but no better than halton, which needs none: that is why no preset uses
+it. It was trained for five minutes. Accuracy and Fréchet distance of 420 samples a cell, guidance 3 (two points of
+accuracy and 0.05 of distance are noise; the critic's steps cost an eighth more):
+
+| steps | confidence | critic | halton |
+| --- | --- | --- | --- |
+{critic}
+![Accuracy and distance against forward passes, each order](quality.png)
+
 ## What it is bad at
 
 An hour on two cores is little. Shapes and colours are right more often than not; faces and simple signs come out
@@ -339,16 +352,34 @@ def bundle(model: str, target: Path) -> None:
             for stage, each in pipeline.about["training"].items()
         ),
         figures="".join(f"| {name} | {_row(row)} |\n" for name, row in figures.items()),
+        critic=_critic_rows(),
         recipe=describe(RECIPE),
         presets="".join(
             f"- preset {name}, {sampler.forwards} forward passes: {describe(sampler)}\n"
             for name, sampler in PRESETS.items()
         ),
     )
-    pictures = {"samples.png": sheet([to_pil(image) for image in images], 12)}
+    pictures = {
+        "samples.png": sheet([to_pil(image) for image in images], 12),
+        "quality.png": Image.open(RESULTS / "quality-per-forward.png"),
+    }
     pipeline.save_pretrained(target, half=True, card=card, pictures=pictures)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")
+
+
+def _critic_rows() -> str:
+    """The rows of results/quality-per-forward.json that tell whether the critic is worth its forward passes."""
+    rows = json.loads((RESULTS / "quality-per-forward.json").read_text())
+
+    def cell(order: str, steps: int) -> str:
+        row = rows[f"{order}, {steps} steps, guided"]
+        return f"{row['accuracy']:.0%}, {row['frechet_distance']:.2f} ({row['forwards']:g} passes)"
+
+    return "".join(
+        f"| {steps} | {' | '.join(cell(order, steps) for order in ('confidence', 'critic', 'halton'))} |\n"
+        for steps in (8, 12, 18)
+    )
 
 
 def _row(figures: dict[str, float]) -> str:
