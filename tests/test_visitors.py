@@ -134,12 +134,13 @@ def test_the_stream_of_an_unknown_session_says_so_and_ends(client, faults, path)
 
 
 def test_two_listeners_of_one_session_may_leave_in_mid_stream(client, pages, faults, monkeypatch):
-    go_on, steps = threading.Event(), editing.draw_steps
+    paused, go_on, steps = threading.Event(), threading.Event(), editing.draw_steps
 
     def wait(*arguments, **options) -> Iterator:
         for step in steps(*arguments, **options):
             yield step
-            go_on.wait(60)
+            paused.set()
+            go_on.wait(100)
 
     monkeypatch.setattr(editing, "draw_steps", wait)
     page = pages[0]
@@ -151,6 +152,7 @@ def test_two_listeners_of_one_session_may_leave_in_mid_stream(client, pages, fau
         for _ in range(2):
             stream = client.stream("GET", "gradio_api/queue/data", params={"session_hash": "two"})
             assert open_streams.enter_context(stream).status_code == 200
+        wait_until(lambda: paused.is_set() and page._queue.pending_messages_per_session["two"].empty())
     wait_until(lambda: "two" not in page._queue.pending_messages_per_session)
     ask(client)
     go_on.set()
