@@ -24,6 +24,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from gradio.route_utils import FnIndexInferError
 from gradio.themes import Default
+from starlette.middleware import Middleware
 
 from maskimg.pipeline import Pipeline
 from maskimg_apps import edits, look, runs, tabs
@@ -31,11 +32,13 @@ from maskimg_apps.controls import wire_sends
 from maskimg_apps.info import info_tab, keep_recipes
 from maskimg_apps.models import Models
 from maskimg_apps.pages import Pages, choose_model
+from maskimg_apps.streams import QuietStreams
 from maskimg_apps.train_tab import train_tab
 from maskimg_apps.trainer import Trainer
+from maskimg_apps.visitors import MOST_REMEMBERED, forget_pages, forget_runs
 
 TRAIN, OPEN = "maskimg train FOLDER --out DIR", "maskimg demo --model DIR"
-MAX_FILE, THREADS, SESSIONS = "16mb", 8, 200
+MAX_FILE, THREADS = "16mb", 8
 
 
 def build(
@@ -112,11 +115,12 @@ def launch(
         prevent_thread_lock=True,
         quiet=True,
         max_threads=THREADS,
-        state_session_capacity=SESSIONS,
+        state_session_capacity=MOST_REMEMBERED,
         strict_cors=True,
         mcp_server=mcp,
         **_closed(),
     )
+    forget_pages(app)
     if models and make:
         options = _closed() | {"auth": login, "mcp_server": False}
         app.mount("/model", Pages(models, lambda name: _queued(make(name)), app, options))
@@ -208,8 +212,10 @@ def free_port(host: str, first: int, tries: int = 100) -> int:
 
 def _queued(page: gr.Blocks) -> gr.Blocks:
     """The page with a line of at most 16 who wait."""
-    page.max_threads, page.state_session_capacity = THREADS, SESSIONS
-    return page.queue(max_size=16, default_concurrency_limit=1)
+    page.max_threads, page.state_session_capacity = THREADS, MOST_REMEMBERED
+    page.queue(max_size=16, default_concurrency_limit=1)
+    forget_runs(page)
+    return page
 
 
 def _closed() -> dict[str, Any]:
@@ -226,7 +232,10 @@ def _closed() -> dict[str, Any]:
         "ssr_mode": False,
         "pwa": False,
         "allowed_paths": [],
-        "app_kwargs": {"exception_handlers": dict.fromkeys((TypeError, KeyError, FnIndexInferError), _refuse_call)},
+        "app_kwargs": {
+            "exception_handlers": dict.fromkeys((TypeError, KeyError, FnIndexInferError), _refuse_call),
+            "middleware": [Middleware(QuietStreams)],
+        },
     }
 
 

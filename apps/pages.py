@@ -21,6 +21,7 @@ from maskimg_apps import look
 from maskimg_apps.controls import QUIET
 from maskimg_apps.errors import kindly
 from maskimg_apps.models import Models
+from maskimg_apps.visitors import forget_pages
 from vqgan.files import ModelError
 
 
@@ -74,6 +75,7 @@ class Pages:
         gr.mount_gradio_app(self.app, page, f"/{name}", **self.options)
         app: Any = self.app.routes[-1].app  # pyright: ignore[reportAttributeAccessIssue]
         app.auth, app.tokens, app.cookie_id = self.front.auth, self.front.tokens, self.front.cookie_id
+        forget_pages(app)
 
         # What the server does for the first page when it starts.
         await self.running.enter_async_context(app.router.lifespan_context(app))
