@@ -27,7 +27,6 @@ DRAWING: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
 TURN = threading.Lock()
 # For the page only: not listed as a call, and no veil over what it changes.
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-VIEWS = ("Tokens", "Confidence", "Critic")
 TARGETS = {"inpaint": "To Inpaint", "outpaint": "To Outpaint", "vary": "To Variations"}  # where a picture can be sent
 
 
@@ -200,9 +199,10 @@ class Stage:
     view: gr.Radio
     panel: gr.HTML
     gallery: gr.Gallery
-    animation: gr.DownloadButton
+    animation: gr.Button
     sends: dict[str, gr.Button]
     made: gr.State
+    reel: gr.State
 
 
 def result_column(name: str) -> gr.Column:
@@ -215,10 +215,10 @@ def make_stage(pipeline: Pipeline | None, name: str, waiting: str, *, pixels: bo
     awake = pipeline is not None
     small = pixels and pipeline is not None and pipeline.image_size <= tokens.PIXELS
     status = gr.HTML(tokens.status("ready" if awake else "no model"), elem_id=f"{name}-status")
-    views = VIEWS if pipeline and pipeline.generator.has_critic else VIEWS[:-1]
+    views = drawing.VIEWS if pipeline and pipeline.generator.has_critic else drawing.VIEWS[:-1]
     with gr.Row(elem_classes="mk-viewing"):
         view = gr.Radio(
-            list(views), value=VIEWS[0], label="View", show_label=False, container=False, elem_id=f"{name}-view",
+            list(views), value=views[0], label="View", show_label=False, container=False, elem_id=f"{name}-view",
             elem_classes="mk-view", interactive=awake,
         )  # fmt: skip
         gr.HTML(tokens.legend())
@@ -241,41 +241,60 @@ def make_stage(pipeline: Pipeline | None, name: str, waiting: str, *, pixels: bo
                 target: gr.Button(word, size="sm", min_width=100, elem_id=f"{name}-to-{target}", interactive=awake)
                 for target, word in TARGETS.items()
             }
-            animation = gr.DownloadButton(
+            animation = gr.Button(
                 "Save animation", size="sm", min_width=100, elem_id=f"{name}-animation", interactive=False
             )
     view.change(None, view, None, js=look.SET_VIEW.replace("NAME", name), **QUIET)
-    return Stage(status, view, panel, gallery, animation, sends, gr.State(None))
+    stage = Stage(status, view, panel, gallery, animation, sends, gr.State(None), gr.State(None))
+    if pipeline is not None:
+        wire_replay(pipeline, stage, name)
+    return stage
+
+
+def wire_replay(pipeline: Pipeline, stage: Stage, name: str) -> None:
+    """Frames and animation are made when somebody asks for them: the page's script presses `wanted` near the slider."""
+    wanted = gr.Button(visible="hidden", elem_id=f"{name}-frames")
+    made = gr.Textbox(visible="hidden")
+    file = gr.DownloadButton(visible="hidden", elem_id=f"{name}-animation-file")
+
+    def show(reel: drawing.Reel | None) -> str:
+        with kindly(), TURN:
+            return drawing.show_frames(drawing.frames(pipeline, reel), hatch=f"mk-hatch-{name}") if reel else ""
+
+    def save(reel: drawing.Reel | None) -> str:
+        with kindly(), TURN:
+            if reel is None:
+                raise ValueError("there is no picture yet: draw one first")
+            return drawing.save_animation(pipeline, reel, stage.gallery.GRADIO_CACHE)
+
+    wanted.click(show, stage.reel, made, **QUIET, **DRAWING).then(
+        None, made, None, js=look.SHOW_FRAMES.replace("NAME", name), **QUIET
+    )
+    stage.animation.click(save, stage.reel, file, **QUIET, **DRAWING).success(
+        None, None, None, js=look.DOWNLOAD.replace("NAME", name), **QUIET
+    )
 
 
 def run_on(
     stage: Stage, pipeline: Pipeline, order: runs.Order, edit: Edit | None, view: str, name: str
 ) -> Iterator[tuple]:
-    """Draw -> what status, panel, gallery, seed, animation and recipe become, after every step."""
-    frames: Sequence[drawing.Frame] = ()
-    rest = gr.skip(), order.seeds[0], gr.skip(), gr.skip()
-    hatch = f"mk-hatch-{name}"
+    """Draw -> what status, panel, gallery, seed, animation, recipe and reel become, while that lasts."""
+    rest = gr.skip(), order.seeds[0], gr.skip(), gr.skip(), gr.skip()
     if TURN.locked():
         yield tokens.status("waiting: another model draws", running=True), gr.skip(), *rest
     with TURN:
-        for moment in drawing.draw(pipeline, order, edit, hatch=hatch, with_critic=view == VIEWS[-1]):
+        for moment in drawing.draw(pipeline, order, edit, hatch=f"mk-hatch-{name}", view=view):
             if moment.pictures is not None:
-                frames = moment.frames
                 pictures = drawing.save(pipeline, order, moment.pictures, stage.gallery.GRADIO_CACHE, edit)
                 made = drawing.recipe_of(pipeline, order, order.seeds[0], edit) | {"images": len(order.seeds)}
-                rest = pictures, order.seeds[0], gr.skip(), made
-            yield moment.status, moment.panel, *rest
-        # The pictures are there: what is left is for those who want to look closer.
-        frames = drawing.judged(pipeline, order, edit, frames)
-        path = drawing.save_animation(pipeline, order, frames, stage.gallery.GRADIO_CACHE)
-        shown = drawing.replay(order, frames, hatch=hatch)
-        yield gr.skip(), shown, gr.skip(), gr.skip(), gr.DownloadButton(value=path, interactive=True), gr.skip()
+                rest = pictures, order.seeds[0], gr.Button(interactive=True), made, moment.reel
+            yield moment.status, gr.skip() if moment.panel is None else moment.panel, *rest
 
 
 def run_once(pipeline: Pipeline, order: runs.Order, edit: Edit | None, gallery: gr.Gallery) -> tuple:
     """Draw -> the pictures' files and the seed."""
     with TURN:
-        pictures = last(drawing.draw(pipeline, order, edit)).pictures or []
+        pictures = last(drawing.draw(pipeline, order, edit, share=0)).pictures or []
         return drawing.save(pipeline, order, pictures, gallery.GRADIO_CACHE, edit), order.seeds[0]
 
 
@@ -287,7 +306,7 @@ def wire_run(
     event = go.click(
         run,
         inputs_kwargs={**inputs, "view": stage.view},
-        outputs=[status, stage.panel, stage.gallery, inputs["seed"], stage.animation, stage.made],
+        outputs=[status, stage.panel, stage.gallery, inputs["seed"], stage.animation, stage.made, stage.reel],
         show_progress="minimal",  # the place in the queue
         show_progress_on=status,
         api_visibility="private",

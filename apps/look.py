@@ -174,16 +174,35 @@ document.addEventListener("pointerup", () => {
   painting = null;
 }, true);
 
+// The frames of a replay are made when somebody comes near it.
+for (const near of ["pointerover", "focusin"])
+  document.addEventListener(near, (event) => {
+    const replay = event.target.closest?.(".mk-replay:not([data-asked])");
+    if (!replay) return;
+    replay.dataset.asked = "yes";
+    document.getElementById(replay.closest(".mk-result").id.replace("-result", "-frames")).click();
+  }, true);
+
 document.addEventListener("input", (event) => {
-  const replay = event.target.closest?.(".mk-replay");
-  if (!replay) return;
-  const frames = replay.querySelectorAll(".mk-frame");
-  frames.forEach((frame, i) => frame.classList.toggle("mk-now", i === Number(event.target.value)));
-  replay.querySelector("output").textContent = frames[event.target.value].dataset.words;
+  const replay = event.target.closest?.(".mk-replay"), frames = replay?.querySelectorAll(".mk-frame");
+  const now = frames?.[event.target.value];
+  if (!now) return;
+  frames.forEach((frame) => frame.classList.toggle("mk-now", frame === now));
+  replay.querySelector("output").textContent = now.dataset.words;
 }, true);
 </script>"""
 
 SET_VIEW = """(view) => { document.getElementById("NAME-result").dataset.view = view.toLowerCase(); }"""
+
+SHOW_FRAMES = """(frames) => {
+  const replay = document.querySelector("#NAME-panel .mk-replay");
+  if (!replay || !frames) return;
+  replay.querySelector(".mk-frames").innerHTML = frames;
+  replay.querySelector("input").dispatchEvent(new Event("input", {bubbles: true}));
+}"""
+
+# The file is there, and its button knows of it a moment later.
+DOWNLOAD = """() => { setTimeout(() => document.getElementById("NAME-animation-file")?.click(), 300); }"""
 
 # A picture that was sent to an editor: its preview is asked for once it is there.
 PREVIEW = """() => { setTimeout(() => document.getElementById("NAME-painted")?.click(), 1000); }"""

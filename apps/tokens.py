@@ -81,17 +81,22 @@ def panel(tiles: Iterable[str], words: str, *, live: bool = False, hatch: str = 
     )
 
 
-def replay(frames: Sequence[str], captions: Sequence[str], title: str, *, hatch: str = "maskimg-hatch") -> str:
-    """The tiles of one picture's steps, one at a time under a slider; the page's script moves it."""
-    last = len(frames) - 1
-    shown = "".join(
-        f'<div class="mk-frame{" mk-now" if i == last else ""}" data-words="{html.escape(words)}">{frame}</div>'
-        for i, (frame, words) in enumerate(zip(frames, captions, strict=True))
-    )
+def replay(frame: str, count: int, caption: str, title: str, *, hatch: str = "maskimg-hatch") -> str:
+    """The last of `count` steps of a picture over a slider; the page's script asks for the others, and moves it."""
+    last = count - 1
     return (
-        f'<div class="mk-replay"><p>{html.escape(title)}</p>{_hatching(hatch)}<div class="mk-frames">{shown}</div>'
+        f'<div class="mk-replay"><p>{html.escape(title)}</p>{_hatching(hatch)}<div class="mk-frames">'
+        f'<div class="mk-frame mk-now" data-words="{html.escape(caption)}">{frame}</div></div>'
         f'<div class="mk-scrub"><input type="range" min="0" max="{last}" value="{last}" step="1" '
-        f'aria-label="Step of the replay"><output>{html.escape(captions[last])}</output></div></div>'
+        f'aria-label="Step of the replay"><output>{html.escape(caption)}</output></div></div>'
+    )
+
+
+def frames(tiles: Sequence[str], captions: Sequence[str]) -> str:
+    """The tiles of one picture's steps, of which the page's script shows one."""
+    return "".join(
+        f'<div class="mk-frame" data-words="{html.escape(words)}">{tile}</div>'
+        for tile, words in zip(tiles, captions, strict=True)
     )
 
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 import io
+import itertools
 import json
+import math
 import os
+import pickle
 import re
 import shutil
 import socket
@@ -16,6 +19,7 @@ import gradio as gr
 import httpx
 import numpy as np
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -24,7 +28,7 @@ from tiny import tiny_pipeline
 from maskimg import editing
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
-from maskimg_apps import demo, drawing, info, runs, tokens
+from maskimg_apps import controls, demo, drawing, info, runs, tokens
 from maskimg_apps.uploads import MAX_BLOBS, Drawing, RecentBlobs, guard_editor, open_upload
 from vqgan import ImageError, load_image
 
@@ -339,41 +343,87 @@ def test_an_error_cannot_carry_markup():
 # ----------------------------------------------------------------------------- drawing step by step
 
 
-def test_every_step_shows_fewer_hatched_tokens_until_none_is_left(pipeline):
+def test_every_step_shows_fewer_hatched_tokens_until_the_pictures_are_there(pipeline):
     order = runs.read_order(pipeline, VALUES | {"images": 2, "label_class": "cat"})
-    moments = list(drawing.draw(pipeline, order))
-    assert [moment.pictures is not None for moment in moments] == [False] * 5 + [True]
+    moments = list(drawing.draw(pipeline, order, share=math.inf))
+    assert [moment.pictures is not None for moment in moments] == [False] * 4 + [True]
     assert "starting" in moments[0].status
+    assert [f"step {step}/4" in moments[step].status for step in range(1, 4)] == [True] * 3
+    panels = [moment.panel or "" for moment in moments]
+    assert all('class="mk-panel mk-live"' in panel for panel in panels[:-1])
+    assert [panel.count("mk-veil") for panel in panels] == [2, 2, 2, 2, 0]
+    fixed = [int(re.findall(r"(\d+) of 16 tokens fixed", panel)[0]) for panel in panels[1:]]
+    assert fixed == sorted(set(fixed)) and fixed[-1] == 16
+    assert panels[-1].count("<figure>") == 1 and 'max="3" value="3"' in panels[-1]  # the replay
+
+
+def test_previews_take_a_small_share_of_the_time_however_dear_they_are(pipeline, monkeypatch):
+    """In a clock of its own: a step takes a second, a preview 0.02, 0.5 or 10, the page's way of a panel included."""
+    clock = [0.0]
+    monkeypatch.setattr(drawing.time, "perf_counter", lambda: clock[0])
+    steps = pipeline.steps
+
+    def slow(*arguments, **options):
+        for preview in steps(*arguments, **options):
+            clock[0] += 1.0
+            yield preview
+
+    monkeypatch.setattr(pipeline, "steps", slow)
+    order = runs.read_order(pipeline, VALUES | {"images": 1, "steps": 16, "order": "random"})
+    shown = {}
+    for cost in (0.02, 0.5, 10.0):
+        clock[0], taken = 0.0, 0
+        for moment in drawing.draw(pipeline, order):
+            if moment.panel and moment.pictures is None and "starting" not in moment.status:
+                clock[0], taken = clock[0] + cost, taken + 1
+        shown[cost] = taken
+        assert taken == 1 or taken * cost <= drawing.SHARE * clock[0]
+    assert shown == {0.02: 15, 0.5: 1, 10.0: 1}  # the first is free; the last step shows the pictures themselves
+
+
+def test_a_status_goes_on_where_there_is_no_time_for_panels(pipeline, monkeypatch):
+    monkeypatch.setattr(drawing, "EVERY", -1.0)
+    monkeypatch.setattr(drawing.Purse, "allows", lambda purse: False)
+    moments = list(drawing.draw(pipeline, runs.read_order(pipeline, VALUES)))
+    assert [moment.panel is None for moment in moments] == [False, True, True, True, True, False]
     assert [f"step {step}/4" in moments[step].status for step in range(1, 5)] == [True] * 4
-    assert all('class="mk-panel mk-live"' in moment.panel for moment in moments[:-1])
-    assert moments[-2].panel.count("mk-veil") == 0 and moments[0].panel.count("mk-veil") == 2
-    assert "16 of 16 tokens fixed" in moments[-2].panel
-    assert len({moment.panel for moment in moments}) == 6
-    assert moments[-1].panel.count("<figure>") == 4 and 'max="3" value="3"' in moments[-1].panel  # the replay
 
 
-def test_a_slow_decoder_is_asked_for_few_previews(pipeline, monkeypatch):
-    monkeypatch.setattr(drawing, "FREE_SECONDS", 0.0)
-    monkeypatch.setattr(drawing, "SHARE", 0.0)
+def test_programs_that_call_are_not_made_to_wait_for_previews(pipeline, monkeypatch, tmp_path):
     decoded = []
     monkeypatch.setattr(pipeline, "decode", lambda codes: decoded.append(1) or Pipeline.decode(pipeline, codes))
-    list(drawing.draw(pipeline, runs.read_order(pipeline, VALUES)))
-    assert len(decoded) == 3  # the first step, the last, and the finished picture
+    gallery = gr.Gallery()
+    gallery.GRADIO_CACHE = str(tmp_path)
+    paths, seed = controls.run_once(pipeline, runs.read_order(pipeline, VALUES), None, gallery)
+    assert len(paths) == VALUES["images"] and seed == 7
+    assert decoded == [1]
 
 
 def test_a_replay_can_show_what_the_network_and_the_critic_believe(pipeline):
-    order = runs.read_order(pipeline, VALUES | {"images": 2, "label_class": "cat"})
-    *moments, last = drawing.draw(pipeline, order)
-    assert "mk-confidence" in moments[-1].panel and "mk-critic" not in moments[-1].panel
-    assert all(frame.confidence is not None and frame.critic is None for frame in last.frames)
-    judged = drawing.judged(pipeline, order, None, last.frames)
-    belief = (-pipeline.doubts(order.label, last.frames[-1].progress.part[:1])).sigmoid()[0]
-    assert np.allclose(judged[-1].critic, belief)
-    assert drawing.replay(order, judged).count("mk-critic") == 4
-    *moments, _ = drawing.draw(pipeline, order, with_critic=True)
-    assert moments[-1].panel.count("mk-critic") == 2
-    *moments, last = drawing.draw(pipeline, dataclasses.replace(order, sampler=pipeline.presets["best"]))
-    assert "mk-critic" in moments[-1].panel and "mk-confidence" not in moments[-1].panel
+    order = runs.read_order(pipeline, VALUES | {"images": 2, "label_class": "cat", "order": "halton"})
+    *moments, last = drawing.draw(pipeline, order, share=math.inf)
+    assert all("mk-heat" not in (moment.panel or "") for moment in moments)
+    frames = drawing.frames(pipeline, last.reel)
+    # Also of tokens that are still masked, whose codes the run itself never drew.
+    assert all(np.isfinite(frame.confidence).all() and np.isfinite(frame.critic).all() for frame in frames)
+    assert [frame.masked.any() for frame in frames] == [True, True, True, False]
+    belief = (-pipeline.doubts(order.asked, last.reel.shots[-1].part[None])).sigmoid()[0]
+    assert np.allclose(frames[-1].critic, belief)
+    assert drawing.show_frames(frames).count("mk-critic") == 4
+    *moments, _ = drawing.draw(pipeline, order, view="Critic", share=math.inf)
+    assert (moments[-1].panel.count("mk-critic"), moments[-1].panel.count("mk-confidence")) == (2, 0)
+    *moments, _ = drawing.draw(pipeline, order, view="Confidence", share=math.inf)
+    assert (moments[-1].panel.count("mk-critic"), moments[-1].panel.count("mk-confidence")) == (0, 2)
+    *_, last = drawing.draw(pipeline, dataclasses.replace(order, sampler=pipeline.presets["best"]))
+    assert all(frame.critic is not None for frame in drawing.frames(pipeline, last.reel))
+
+
+def test_under_the_hatching_lies_the_nearest_code(pipeline):
+    mask = pipeline.generator.mask_id
+    part = torch.tensor([[[5, mask, mask], [mask, mask, 9]], [[mask] * 3, [mask] * 3]])
+    filled = drawing._nearest(pipeline, part)
+    assert filled[0].tolist() == [[5, 5, 9], [5, 9, 9]]
+    assert filled[1].tolist() == [[0] * 3] * 2  # nothing is drawn there yet, and nothing is seen of it
 
 
 def test_scores_have_six_colours_and_what_is_still_masked_is_smaller():
@@ -392,36 +442,39 @@ def test_an_animation_shows_every_step_of_the_first_picture(pipeline, kind):
         editing.outpainting(pipeline, Image.new("RGB", (32, 32), "red"), (2, 0, 0, 0)) if kind == "outpaint" else None
     )
     *_, last = drawing.draw(pipeline, order, edit)
-    assert len(last.frames) == 4 * (len(edit.places) if edit else 1)
-    left = [int(frame.masked.sum()) for frame in last.frames]
+    frames = drawing.frames(pipeline, last.reel, scored=False)
+    assert len(frames) == 4 * (len(edit.places) if edit else 1)
+    left = [int(frame.masked.sum()) for frame in frames]
     assert left == sorted(set(left), reverse=True) and left[-1] == 0
-    film = Image.open(io.BytesIO(drawing.animate(last.frames)))
-    assert film.format == "WEBP" and film.n_frames == len(last.frames) and min(film.size) >= 256
-    if kind == "best of":
-        assert last.pictures is not None
-        shown = drawing.replay(order, last.frames[-1:])
-        assert tokens.data_uri(last.pictures[0]) in shown
+    assert all((frame.fresh == (before.masked & ~frame.masked)).all() for before, frame in itertools.pairwise(frames))
+    film = Image.open(io.BytesIO(drawing.animate(frames)))
+    assert film.format == "WEBP" and film.n_frames == len(frames) and min(film.size) >= 256
+    assert last.pictures is not None
+    shown = tokens.data_uri(last.pictures[0])
+    assert shown in (last.panel or "")
+    if kind != "outpaint":  # there the original's own pixels lie over what the tokenizer made of them
+        assert shown in drawing.show_frames(frames[-1:])
 
 
-def test_the_end_of_each_place_is_shown_however_little_was_masked_there(pipeline, monkeypatch):
-    """A place with fewer tokens than steps ends early; where no time was left for previews it had no frame."""
-    monkeypatch.setattr(drawing, "FREE_SECONDS", 0.0)
-    monkeypatch.setattr(drawing, "SHARE", 0.0)
-    order = runs.read_order(pipeline, VALUES | {"steps": 16})
-    edit = editing.outpainting(pipeline, Image.new("RGB", (96, 32)), (0, 1, 0, 0))
-    assert len(edit.places) > 1
-    *_, last = drawing.draw(pipeline, order, edit)
-    shown = [frame.progress.place for frame in last.frames]
-    assert sorted(set(shown)) == list(range(len(edit.places)))
+def test_a_replay_can_be_asked_for_again_and_keeps_no_large_picture(pipeline):
+    order = runs.read_order(pipeline, VALUES)
+    photo = Image.effect_noise((1000, 1000), 50).convert("RGB")
+    *_, last = drawing.draw(pipeline, order, editing.outpainting(pipeline, photo, (2, 1, 0, 0)))
+    once, again = (drawing.frames(pipeline, last.reel, scored=False) for _ in range(2))
+    assert len({frame.picture.tobytes() for frame in once}) > 1
+    assert [frame.picture.tobytes() for frame in once] == [frame.picture.tobytes() for frame in again]
+    assert len(pickle.dumps(last.reel)) < 100_000  # the photo is 3 MB
 
 
-def test_a_long_run_is_replayed_in_few_frames(pipeline, monkeypatch):
-    monkeypatch.setattr(drawing, "FREE_SECONDS", 60.0)
+def test_a_long_run_is_replayed_in_few_frames(pipeline):
+    """And each place has some, also one with fewer tokens than steps, which ends early."""
     order = runs.read_order(pipeline, VALUES | {"steps": 16})
     edit = editing.outpainting(pipeline, Image.new("RGB", (96, 32)), (0, 2, 0, 2))
     assert len(edit.places) > 4
     *_, last = drawing.draw(pipeline, order, edit)
-    assert len(last.frames) == drawing.MAX_FRAMES and not last.frames[-1].masked.any()
+    frames = drawing.frames(pipeline, last.reel, scored=False)
+    assert len(frames) == drawing.MAX_FRAMES and not frames[-1].masked.any()
+    assert {shot.place for shot in last.reel.shots if not shot.chosen} == set(range(len(edit.places)))
 
 
 @pytest.mark.parametrize("order", ["confidence", "halton", "random", "critic", "moment"])
