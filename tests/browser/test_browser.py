@@ -16,7 +16,7 @@ from tiny import tiny_pipeline
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
 from maskimg.sampler import Sampler
-from maskimg_apps import demo
+from maskimg_apps import demo, drawing
 from maskimg_apps.models import Models
 from maskimg_apps.trainer import Trainer
 from vqgan import load_image
@@ -59,6 +59,7 @@ def address(tmp_path_factory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         patch.setattr(pipeline, "steps", steps)
+        patch.setattr(drawing, "SHARE", 1.0)  # of the time: then every step is shown, however slow the machine
         page = demo.build(pipeline)
         yield demo.launch(page, port=demo.free_port("127.0.0.1", 0))
         page.close(verbose=False)
@@ -97,13 +98,15 @@ def test_generate_shows_every_step_and_then_the_pictures(page):
     page.locator("#generate-go").click()
     expect(page.locator("#generate-status")).to_contain_text("4 pictures in")
     seen = page.evaluate("window.seen")
-    assert [int(words.split()[1]) for words, _ in seen if words.startswith("step")] == [1, 2, 3, 4]
+    assert [int(words.split()[1]) for words, _ in seen if words.startswith("step")] == [1, 2, 3]
     fixed = [int(words.split()[4]) for words, _ in seen if words.startswith("step")]
-    assert fixed == sorted(set(fixed)) and fixed[-1] == 16
+    assert fixed == sorted(set(fixed)) and fixed[-1] < 16
     assert len({shown for _, shown in seen}) == len(seen)
     expect(page.locator("#generate-gallery img")).to_have_count(4)
     expect(page.locator("#generate-gallery img").first).to_be_visible()
     expect(page.locator("#generate-gallery")).to_contain_text("seed 20")
+    expect(page.locator("#generate-panel .mk-frame")).to_have_count(1)  # more are made when somebody comes near
+    page.locator("#generate-panel .mk-replay").hover()
     expect(page.locator("#generate-panel .mk-frame")).to_have_count(4)
 
 
