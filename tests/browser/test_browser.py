@@ -399,7 +399,10 @@ def test_a_model_is_trained_on_the_page_chosen_from_the_list_and_draws(browser, 
         picture = fetch(page, page.locator("#generate-gallery img").first, tmp_path / "drawn.png")
         recipe = read_recipe(picture)
         assert recipe is not None and recipe["model"] == "shapes"
-        expect(page.locator("#generate-animation")).to_be_enabled()  # the run's last word: a reload would cut it off
+        # The last words of the run, and of its replay, which the mouse may be over: a reload would cut them off.
+        expect(page.locator("#generate-animation")).to_be_enabled()
+        page.locator("#generate-panel .mk-replay").hover()
+        expect(page.locator("#generate-panel .mk-frame").nth(1)).to_be_attached()
 
         # One that cannot be opened says so, and the former stays.
         shutil.copytree(tmp_path / "models" / "tiny", tmp_path / "models" / "broken")
