@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from PIL import Image
+from PIL import Image, ImageColor
 from test_demo import VALUES
 from tiny import listening_pipeline, tiny_pipeline
 
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe, write_png
-from maskimg_apps import demo, info, runs
+from maskimg_apps import demo, info, look, runs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),
@@ -106,6 +106,24 @@ def test_the_page_says_what_a_model_was_trained_on_where_its_directory_tells_it(
     assert runs.learnt_from(pipeline) == ""
     monkeypatch.setattr(pipeline, "about", ABOUT)  # of 7,790 it has seen all but those held out
     assert "Trained on 7,400 pictures; it draws nothing else." in demo._header(pipeline)
+
+
+def test_hints_can_be_read_in_the_light_and_in_the_dark():
+    """WCAG asks for 4.5:1 of words of this size."""
+    theme = look.theme()
+
+    def colour(name: str, ending: str) -> tuple[int, ...]:
+        value = getattr(theme, name + ending, None) or getattr(theme, name)
+        return colour(value[1:], ending) if value.startswith("*") else ImageColor.getrgb(value)
+
+    def brightness(rgb: tuple[int, ...]) -> float:
+        linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb[:3]]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for ending in ("", "_dark"):
+        for ground in ("body_background_fill", "block_background_fill", "background_fill_secondary"):
+            words, behind = (brightness(colour(name, ending)) for name in ("body_text_color_subdued", ground))
+            assert (max(words, behind) + 0.05) / (min(words, behind) + 0.05) >= 4.5, (ground, ending)
 
 
 def test_what_a_model_says_of_itself_is_read_by_people(monkeypatch):

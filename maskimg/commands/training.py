@@ -187,8 +187,8 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
 
     _add_options(parser, out=out, codes=codes)
     parser.add_class_arguments(Plan)
-    for name, title in GROUPS.items():
-        parser.groups[name].title = title
+    for name, group in (parser.groups or {}).items():
+        group.title = GROUPS[name]
     parser.set_defaults(size=0)  # 0: as the pictures are
     given = parser.parse_args(arguments)
     if given.preset not in ("auto", *PRESETS):
