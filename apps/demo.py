@@ -23,7 +23,6 @@ import gradio as gr
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from gradio.route_utils import FnIndexInferError
-from gradio.themes import Default
 from starlette.middleware import Middleware
 
 from maskimg.pipeline import Pipeline
@@ -221,7 +220,7 @@ def _queued(page: gr.Blocks) -> gr.Blocks:
 def _closed() -> dict[str, Any]:
     """How every page looks, and what is off on it."""
     return {
-        "theme": Default(primary_hue="indigo", radius_size="lg"),
+        "theme": look.theme(),
         "css": look.CSS,
         "head": look.HEAD,
         "footer_links": ["api", "settings"],
@@ -246,7 +245,11 @@ def _header(pipeline: Pipeline | None) -> str:
     if pipeline is None:
         return '<div class="mk-head"><h1>maskimg</h1></div>'
     spans = "".join(f"<span>{html.escape(fact)}</span>" for fact in runs.describe(pipeline))
-    return f'<div class="mk-head"><h1>maskimg <b>{html.escape(pipeline.name)}</b></h1>{spans}</div>'
+    learnt = html.escape(runs.learnt_from(pipeline))
+    return (
+        f'<div class="mk-head"><h1>maskimg <b>{html.escape(pipeline.name)}</b></h1>{spans}</div>'
+        + f'<p class="mk-hint">{learnt}</p>' * bool(learnt)
+    )
 
 
 def _banner() -> str:

@@ -145,7 +145,7 @@ def show_recipe(pipeline: Pipeline, recipe: Mapping[str, Any]) -> str:
     values |= label if isinstance(label, dict) else {}
     sampler = recipe.get("sampler")
     values |= sampler if isinstance(sampler, dict) else {}
-    rows = {str(key).replace("_", " "): _short(value) for key, value in values.items()}
+    rows = {str(key).replace("_", " "): words for key, value in values.items() if (words := _short(value))}
     return "".join(tokens.note(note) for note in notes) + tokens.facts(rows)
 
 
@@ -174,7 +174,7 @@ def _name(recipe: dict[str, Any]) -> str:
 
 
 def _short(value: Any, most: int = MAX_SHOWN) -> str:
-    words = str(value)
+    words = runs.in_words(value)
     return words if len(words) <= most else words[:most] + " …"
 
 

@@ -1,7 +1,6 @@
 """What the values of the page mean: what is asked for, what is to be redrawn, and the facts about a model."""
 
 import dataclasses
-import json
 import math
 import re
 import secrets
@@ -215,23 +214,54 @@ def describe(pipeline: Pipeline) -> list[str]:
     ]
 
 
+def learnt_from(pipeline: Pipeline) -> str:
+    """A sentence about the pictures it was trained on, where its directory tells their number; else nothing."""
+    data = pipeline.about.get("data")
+    if not isinstance(data, Mapping) or not isinstance(data.get("pictures"), int):
+        return ""
+    held_out = data.get("held_out")
+    count = data["pictures"] - (held_out if isinstance(held_out, int) else 0)
+    return f"Trained on {count:,} pictures; it draws nothing else."
+
+
 def facts(pipeline: Pipeline) -> dict[str, str]:
-    """Everything the model says about itself, for the table at the foot of the page."""
-    labels = {f"labels: {field}": ", ".join(names) for field, names in pipeline.labels.names.items()}
-    skipped = ("format", "labels", "recipe", "presets", "heads", "versions")
-    about = {key: _plain(value) for key, value in pipeline.about.items() if key not in skipped}
-    presets = {
-        f"preset: {name}": f"{describe_sampler(sampler)} ({sampler.forwards} forward passes)"
-        for name, sampler in pipeline.presets.items()
-    }
-    critic = {"critic": "yes" if pipeline.generator.has_critic else "no"}
-    return about | labels | {"recipe": describe_sampler(pipeline.recipe)} | presets | critic
+    """What the model says about itself, for people: a name and a value in words each."""
+    skipped = ("name", "format", "labels", "recipe", "presets", "heads", "versions", "words", "plan", "memorisation")
+    rows: dict[str, str] = {}
+    for key, value in pipeline.about.items():
+        if key not in skipped:
+            rows |= _rows(key, value)
+    memorisation = pipeline.about.get("memorisation")
+    if isinstance(memorisation, Mapping) and memorisation.get("in_words"):
+        rows["learnt by heart?"] = str(memorisation["in_words"])
+    if "plan" in pipeline.about:
+        rows["how it was trained"] = "the whole plan is in the model's pipeline.json"
+    rows |= {f"labels: {field}": ", ".join(names) for field, names in pipeline.labels.names.items()}
+    rows["recipe"] = describe_sampler(pipeline.recipe)
+    for name, sampler in pipeline.presets.items():
+        rows[f"preset: {name}"] = f"{describe_sampler(sampler)} ({sampler.forwards} forward passes)"
+    return rows | {"critic": "yes" if pipeline.generator.has_critic else "no"}
 
 
-def _plain(value: Any) -> str:
+def _rows(name: str, value: Any) -> dict[str, str]:
+    """A value as a row, or its parts as one each, their names behind its own; what is empty is left out."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_plain(each)}" for key, each in value.items())
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        return {key: words for part, each in value.items() for key, words in _rows(f"{name} · {part}", each).items()}
+    words = in_words(value)
+    return {name.replace("_", " "): words} if words else {}
+
+
+def in_words(value: Any) -> str:
+    """A value of a model's directory or a recipe without the marks of a programming language."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {in_words(each)}" for key, each in value.items())
+    return ", ".join(map(in_words, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def file_name(pipeline: Pipeline) -> str:

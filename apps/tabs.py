@@ -32,9 +32,9 @@ def generate_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage]:
     with gr.Row(elem_classes="mk-run"):
         with gr.Column(scale=2, min_width=300):
             controls = make_controls(pipeline, pipeline.example if pipeline else None)
-            go, stop = make_buttons("Generate", pipeline, "generate")
             gr.HTML(look.KEYS)
         with result_column("generate"):
+            go, stop = make_buttons("Generate", pipeline, "generate")
             stage = make_stage(pipeline, "generate", _waiting(pipeline), pixels=True)
     if pipeline is None:
         return controls, stage
@@ -84,15 +84,15 @@ def reconstruct_tab(pipeline: Pipeline | None) -> None:
                 elem_id="reconstruct-size",
                 interactive=awake,
             )
-            go = gr.Button(
-                "Reconstruct", variant="primary", elem_id="reconstruct-go", elem_classes="mk-go", interactive=awake
-            )
             gr.HTML(look.KEYS_AGAIN)
             figures = gr.HTML(_no_figures(), elem_id="reconstruct-figures")
             download = gr.DownloadButton(
                 "Download the reconstruction", size="sm", elem_id="reconstruct-download", interactive=False
             )
         with gr.Column(scale=3, min_width=320):
+            go = gr.Button(
+                "Reconstruct", variant="primary", elem_id="reconstruct-go", elem_classes="mk-go", interactive=awake
+            )
             status = gr.HTML(
                 tokens.status("open a picture to begin" if awake else "no model"), elem_id="reconstruct-status"
             )

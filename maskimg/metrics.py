@@ -167,6 +167,15 @@ def code_usage(codes: torch.Tensor, vocab_size: int) -> tuple[float, float]:
     return (shares > 0).double().mean().item(), entropy.item()
 
 
+def guessing_loss(codes: torch.Tensor, known: torch.Tensor, vocab_size: int) -> float:
+    """Nats a token that guessing `codes` takes by how often each occurs in `known`, both of any shape.
+
+    Each code counts once more than it occurs, or one that is new would be impossible.
+    """
+    counts = known.flatten().bincount(minlength=vocab_size).double() + 1
+    return -(counts / counts.sum()).log()[codes.flatten()].mean().item()
+
+
 def losses_by_mask_ratio(losses: torch.Tensor, masked: torch.Tensor) -> dict[str, torch.Tensor]:
     """Losses of the m masked tokens and where they are (b, h, w) -> the mean loss of grids masked alike.
 

@@ -408,10 +408,15 @@ def _warnings(figures: dict[str, Any], learnt: memorisation.Memorisation) -> lis
     count = figures["alike"].count if figures.get("alike") else figures["samples"]
     if "own_frechet_distance" in figures and count < FEW:
         found.append(f"{count} pictures are few for a Fréchet distance, then mostly chance: give {FEW} of each or more")
-    held_out = figures.get("own_accuracy_held_out")
-    if held_out is not None and held_out < WEAK:
+    if 0 < figures["held_out"] < FEW:
         found.append(
-            f"our classifier is right on only {held_out:.0%} of the held-out pictures, so that its figures say little: "
+            f"only {figures['held_out']} pictures are held out: below {FEW} what is measured against them means "
+            "little, also that there is no sign of learning by heart"
+        )
+    accuracy = figures.get("own_accuracy_held_out")
+    if accuracy is not None and accuracy < WEAK:
+        found.append(
+            f"our classifier is right on only {accuracy:.0%} of the held-out pictures, so that its figures say little: "
             "train it longer (`--classifier-steps`)"
         )
     if "fid" in figures and figures["samples"] < INCEPTION_USUAL:

@@ -1,5 +1,6 @@
 """The command line: bad input gives one sentence and exit code 2, never a traceback, and writes nothing."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from maskimg.cli import COMMANDS, main, overview
 from maskimg.pictures import list_pictures
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
+from maskimg.training.folder import Plan
 from vqgan import Tokenizer, load_image
 
 
@@ -61,6 +63,19 @@ def test_help_lists_every_command_and_every_command_has_help(capsys):
             main([command, "--help"])
         assert stop.value.code == 0
         assert f"maskimg {command}" in capsys.readouterr().out
+
+
+def test_the_help_of_training_begins_with_what_most_people_need_and_leaves_nothing_out(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: maskimg train FOLDER --out OUT [")
+    places = [shown.index(f"  --{name} ") for name in ("out", "preset", "minutes", "config", "device", "size")]
+    assert places == sorted(places)
+    headings = [line for line in shown.splitlines() if line.startswith("The plan: ")]
+    assert len(headings) == len(set(headings)) == 9
+    for field in dataclasses.fields(Plan):
+        assert f"--{field.name}" in shown
 
 
 def test_the_installed_command_answers_bad_input_without_a_traceback():

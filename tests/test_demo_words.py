@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from PIL import Image
+from PIL import Image, ImageColor
 from test_demo import VALUES
 from tiny import listening_pipeline, tiny_pipeline
 
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe, write_png
-from maskimg_apps import demo, runs
+from maskimg_apps import demo, info, look, runs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),
@@ -88,6 +88,61 @@ def test_a_recipe_with_words_sets_them_again(pipeline):
     assert order.asked.text == "red apple" and order.seeds == [4]
     _, _, notes = runs.read_settings(tiny_pipeline(), recipe)
     assert notes[0] == "this model was trained without captions, so its words are left out"
+
+
+ABOUT = {
+    "data": {"folder": "shapes", "pictures": 7790, "held_out": 390},
+    "measured": {"codes_used": 0.97681, "samples": {"own_accuracy": None, "held_out": 390, "warnings": ["few", "old"]}},
+    "plan": {"tokenizer": {"levels": [8, 5]}},
+    "memorisation": {"samples": 32, "in_words": "no sign of it"},
+    "bundled": True,
+}
+
+
+def test_the_page_says_what_a_model_was_trained_on_where_its_directory_tells_it(monkeypatch):
+    pipeline = tiny_pipeline()
+    assert runs.learnt_from(pipeline) == "" and "mk-hint" not in demo._header(pipeline)
+    monkeypatch.setattr(pipeline, "about", {"data": {"pictures": "many"}})
+    assert runs.learnt_from(pipeline) == ""
+    monkeypatch.setattr(pipeline, "about", ABOUT)  # of 7,790 it has seen all but those held out
+    assert "Trained on 7,400 pictures; it draws nothing else." in demo._header(pipeline)
+
+
+def test_hints_can_be_read_in_the_light_and_in_the_dark():
+    """WCAG asks for 4.5:1 of words of this size."""
+    theme = look.theme()
+
+    def colour(name: str, ending: str) -> tuple[int, ...]:
+        value = getattr(theme, name + ending, None) or getattr(theme, name)
+        return colour(value[1:], ending) if value.startswith("*") else ImageColor.getrgb(value)
+
+    def brightness(rgb: tuple[int, ...]) -> float:
+        linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb[:3]]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for ending in ("", "_dark"):
+        for ground in ("body_background_fill", "block_background_fill", "background_fill_secondary"):
+            words, behind = (brightness(colour(name, ending)) for name in ("body_text_color_subdued", ground))
+            assert (max(words, behind) + 0.05) / (min(words, behind) + 0.05) >= 4.5, (ground, ending)
+
+
+def test_what_a_model_says_of_itself_is_read_by_people(monkeypatch):
+    pipeline = tiny_pipeline()
+    monkeypatch.setattr(pipeline, "about", ABOUT)
+    facts = runs.facts(pipeline)
+    assert facts["measured · codes used"] == "0.9768"
+    assert facts["measured · samples · held out"] == "390"
+    assert facts["measured · samples · warnings"] == "few, old"
+    assert facts["learnt by heart?"] == "no sign of it"
+    assert facts["bundled"] == "yes"
+    assert not [name for name, value in facts.items() if not value or set("{}[]") & set(value)]
+
+
+def test_a_recipe_is_shown_without_the_marks_of_a_programming_language():
+    pipeline = listening_pipeline()
+    shown = info.show_recipe(pipeline, pipeline.generate("bird", prompt="red apple", seeds=1234567).recipes[0])
+    assert "<td>1234567</td>" in shown and "red apple" in shown
+    assert not set("{}[]") & set(shown)
 
 
 def test_only_a_model_that_can_has_words_and_translate_on_its_page(client):

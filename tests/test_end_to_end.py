@@ -56,6 +56,8 @@ def test_a_rerun_of_train_finds_everything_finished(trained, folder, capsys):
     before = json.loads((trained / "pipeline.json").read_text())["measured"]
     main(["train", str(folder), "--out", str(trained), *QUICK])
     assert json.loads((trained / "pipeline.json").read_text())["measured"] == before
+    loss, guessed = before["held_out_nats_per_masked_token"], before["held_out_nats_by_guessing"]
+    assert ("hardly learnt" in capsys.readouterr().out) == (loss > 0.95 * guessed)
 
 
 def test_the_trained_model_samples_inpaints_reconstructs_and_doubts(trained, folder, tmp_path, capsys):

@@ -100,6 +100,7 @@ def test_samples_that_are_the_training_pictures_are_perfect_and_known_for_copies
     assert report.memorisation["most"] == report.memorisation["shared"] == 1
     assert any("may be copies" in warning for warning in report.warnings)
     assert any("30 pictures are few for a Fréchet distance" in warning for warning in report.warnings)
+    assert any("only 30 pictures are held out: below 256" in warning for warning in report.warnings)
     page = quality.nearest_page(samples, reference, nearest)
     assert page.size == (8 * 18 + 2, 12 * 18 + 2)  # six rows of pairs
     assert page.crop((2, 2, 18, 18)).tobytes() == page.crop((2, 20, 18, 36)).tobytes()
@@ -157,6 +158,7 @@ def test_without_a_classifier_or_held_out_pictures_the_report_says_so(pipeline, 
     report, _ = measure_samples(pipeline, samples, refer(everything, judge))
     assert report.floor is None and report.alike is not None
     assert report.not_measured["the floor"] == "no picture is held out"
+    assert not any("held out" in warning for warning in report.warnings)
     rare = dataclasses.replace(pictures, held_out=torch.arange(90) >= 88)
     report, _ = measure_samples(pipeline, samples, refer(rare, judge))
     assert report.floor is None and report.alike is not None and report.alike.count == 12

@@ -18,7 +18,7 @@ from maskimg.metrics import code_usage, psnr
 from maskimg.pictures import Pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
-from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
+from maskimg.training.generator import GeneratorTraining, guessed_loss, held_out_loss, train_critic, train_generator
 from maskimg.training.logs import read_log
 from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
@@ -193,9 +193,10 @@ def test_a_collapsing_codebook_and_flat_pictures_are_said_in_words(tmp_path, mon
 
 
 def test_a_healthy_training_warns_of_nothing(tmp_path, capsys):
-    """Colours of all kinds, and samples as colourful as the pictures."""
+    """Colours of all kinds, and samples as colourful as the pictures; that six steps teach nothing is said, though."""
     _, run = _generator(tmp_path / "run", decode=lambda codes: (codes[:, None] / 32 - 1).expand(-1, 3, -1, -1))
-    assert "warning" not in (run.directory / "log.jsonl").read_text()
+    log = (run.directory / "log.jsonl").read_text()
+    assert log.count("warning") == log.count("hardly learnt") == 1
 
 
 def test_samples_of_one_colour_are_said_in_words(tmp_path):
@@ -261,6 +262,20 @@ def test_what_is_held_out_is_judged_with_the_same_masks_each_time():
     unseen = cache.part(held_out=True)
     assert held_out_loss(model, unseen) == held_out_loss(model, unseen) > 0
     assert math.isnan(held_out_loss(model, tiny_cache(held_out=0).part(held_out=True)))
+
+
+def test_a_generator_that_has_hardly_learnt_ends_with_a_warning(tmp_path):
+    _, run = _generator(tmp_path / "run")
+    assert "the generator has hardly learnt" in (run.directory / "log.jsonl").read_text()
+
+
+def test_guessing_knows_how_often_codes_occur_in_training_and_nothing_of_their_places():
+    """In the bits of `code_usage` where all pictures are alike; without held-out pictures there is nothing to guess."""
+    cache = tiny_cache(480, held_out=80)
+    guessed = guessed_loss(cache) / math.log(2)
+    assert guessed == pytest.approx(code_usage(cache.codes[:], cache.vocab_size)[1], rel=0.01)
+    assert guessed < math.log2(cache.vocab_size)
+    assert math.isnan(guessed_loss(tiny_cache(held_out=0)))
 
 
 def test_what_is_held_out_is_judged_without_what_training_adds():
@@ -477,4 +492,6 @@ def test_a_generator_learns_digits(digits, tmp_path):
     by_place = -logs.gather(-1, unseen.codes[0, ..., None]).mean().item()
 
     assert held_out_loss(model, unseen) < 0.95 * by_place < 0.95 * math.log(16)
-    assert (run.directory / "log.jsonl").read_text().count("held_out_loss") == 10
+    log = (run.directory / "log.jsonl").read_text()
+    assert log.count("held_out_loss") == 10
+    assert "hardly learnt" not in log

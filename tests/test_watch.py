@@ -7,7 +7,7 @@ import random
 import pytest
 
 from maskimg.training.logs import read_log
-from maskimg.training.watch import learning_rate_warning, look_back, overfitting_warning
+from maskimg.training.watch import learning_rate_warning, look_back, overfitting_warning, unlearnt_warning
 
 FALLING = [3.0, 2.8, 2.6, 2.4, 2.2, 2.0]
 
@@ -43,6 +43,16 @@ def test_a_held_out_loss_that_rises_while_training_improves_is_said_in_words():
 )
 def test_what_is_no_overfitting_is_not_called_so(held_out, training):
     assert overfitting_warning(held_out, training) is None
+
+
+# ----------------------------------------------------------------------------- nothing learnt
+
+
+def test_a_generator_that_is_hardly_better_than_guessing_is_said_so():
+    sentence = unlearnt_warning(5.9, 6.1)
+    assert sentence is not None and "held-out loss is 5.90" in sentence and "gives 6.10" in sentence
+    assert unlearnt_warning(6.4, 6.1) and unlearnt_warning(5.7, 6.1) is None
+    assert unlearnt_warning(float("nan"), float("nan")) is None  # nothing is held out
 
 
 # ----------------------------------------------------------------------------- learning rate

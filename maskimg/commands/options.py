@@ -39,7 +39,8 @@ def add_model(parser: Parser) -> None:
     parser.add_argument("--model", type=str, default="emoji-64", help="bundled name, directory or hub repository")
 
 
-def add_machine(parser: Parser) -> None:
+def add_machine(parser: Any) -> None:
+    """To a parser, or a group of one."""
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, fp32 or bf16")
 

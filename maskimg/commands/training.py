@@ -1,5 +1,6 @@
 """Commands that train: the whole way from pictures to a model, and each stage on its own."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,25 @@ from jsonargparse import Namespace
 
 from maskimg.commands.options import SOURCE, Parser, Refused, add_machine, check_out, progress_bar, say_bad
 
+# Of the plan's options, by the name of the part that they set.
+GROUPS = {
+    "Plan": "The plan: pictures, sources and words",
+    "tokenizer": "The plan: the tokenizer's network",
+    "tokenizer_training": "The plan: how the tokenizer is trained",
+    "tokenizer_budget": "The plan: how long the tokenizer is trained",
+    "generator": "The plan: the generator's network, and the critic's",
+    "generator_training": "The plan: how generator and critic are trained",
+    "generator_budget": "The plan: how long the generator is trained",
+    "critic_budget": "The plan: how long the critic is trained",
+    "recipe": "The plan: how the finished model draws",
+}
+
 
 def train(parser: Parser, arguments: list[str]) -> None:
     given, plan, listing = _parse_plan(parser, arguments, out="model directory to write")
     from maskimg.training import ranks
     from maskimg.training.folder import train_folder, working_directory
+    from maskimg.training.watch import unlearnt_warning
 
     _allow_tf32(given.dtype)
     _say_plan(listing, plan, working_directory(Path(given.out)))
@@ -31,9 +46,13 @@ def train(parser: Parser, arguments: list[str]) -> None:
     if not ranks.is_first():
         return
     say_bad(working_directory(Path(given.out)) / "pictures" / "bad.txt")
-    for name, value in pipeline.about["measured"].items():
+    measured = pipeline.about["measured"]
+    for name, value in measured.items():
         print(f"{name.replace('_', ' ')}: {value}")
     print(f"learnt by heart? {pipeline.about['memorisation']['in_words']}")
+    nats = (measured.get(f"held_out_nats_{name}", math.nan) for name in ("per_masked_token", "by_guessing"))
+    if warning := unlearnt_warning(*nats):
+        print(f"warning: {warning}")
     print(f"done: samples in {given.out}/samples.png; open it with `maskimg demo --model {given.out}`")
 
 
@@ -166,23 +185,10 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     from maskimg.training.folder import PRESETS, Plan, plan_for
     from maskimg.training.trackers import check_tracker
 
-    if not codes:
-        parser.add_argument("folder", type=str, help=f"{SOURCE}; subfolders or a labels.csv become labels")
-        parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
-        parser.add_argument("--licence", type=str, help="of the pictures; kept with the model")
-    parser.add_argument("--out", type=str, required=True, help=out)
-    parser.add_argument("--preset", type=str, default="auto", help="auto, cpu or gpu")
-    parser.add_argument("--minutes", type=float, help="of training in all, instead of the preset's")
-    parser.add_argument("--track", type=str, help="tensorboard, trackio or wandb: figures and pictures there, too")
-    add_machine(parser)
-    parser.add_argument(
-        "--shard", action="store_true", help="split the generator over torchrun's processes (FSDP2), not only the batch"
-    )
-    parser.add_argument(
-        "--allow-data-change", action="store_true", help="continue a training that began with other pictures"
-    )
-    parser.add_argument("--config", action="config", help="YAML file with what differs from the plan")
+    _add_options(parser, out=out, codes=codes)
     parser.add_class_arguments(Plan)
+    for name, group in (parser.groups or {}).items():
+        group.title = GROUPS[name]
     parser.set_defaults(size=0)  # 0: as the pictures are
     given = parser.parse_args(arguments)
     if given.preset not in ("auto", *PRESETS):
@@ -208,6 +214,35 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     values = parser.instantiate(given)
     chosen = Plan(**{field.name: values[field.name] for field in dataclasses.fields(Plan)})
     return given, chosen if chosen.size else dataclasses.replace(chosen, size=plan.size), found
+
+
+def _add_options(parser: Parser, *, out: str, codes: bool) -> None:
+    """What most people need, then what fewer do; the plan's own options follow, several dozen of them."""
+    positional = "CODES TOKENIZER" if codes else "FOLDER"
+    parser.usage = f"{parser.prog} {positional} --out OUT [--preset PRESET] [--minutes MINUTES] [option ...]"
+    if not codes:
+        parser.add_argument("folder", type=str, help=f"{SOURCE}; subfolders or a labels.csv become labels")
+    parser.add_argument("--out", type=str, required=True, help=out)
+    parser.add_argument("--preset", type=str, default="auto", help="auto, cpu or gpu")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="of training in all, instead of the preset's; without the time of the small classifiers that training and "
+        "report stand on, a few minutes more",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with what differs from the plan")
+    group = parser.add_argument_group("Pictures, machine and records")
+    if not codes:
+        group.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+        group.add_argument("--licence", type=str, help="of the pictures; kept with the model")
+    group.add_argument(
+        "--allow-data-change", action="store_true", help="continue a training that began with other pictures"
+    )
+    add_machine(group)
+    group.add_argument(
+        "--shard", action="store_true", help="split the generator over torchrun's processes (FSDP2), not only the batch"
+    )
+    group.add_argument("--track", type=str, help="tensorboard, trackio or wandb: figures and pictures there, too")
 
 
 def _say_plan(listing: Any, plan: Any, work: Path) -> None:

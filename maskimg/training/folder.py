@@ -24,7 +24,7 @@ from maskimg.sampler import Sampler
 from maskimg.source_pictures import both, kind_of, read_sources
 from maskimg.sources import size_of
 from maskimg.training import ranks
-from maskimg.training.generator import GeneratorTraining, held_out_loss, train_critic, train_generator
+from maskimg.training.generator import GeneratorTraining, guessed_loss, held_out_loss, train_critic, train_generator
 from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskimg.transformer import TransformerConfig
@@ -379,6 +379,7 @@ def measure(pipeline: Pipeline, cache: CodeCache, unseen: Pictures, directory: P
         figures["held_out_nats_per_masked_token"] = round(
             held_out_loss(pipeline.generator, cache.part(held_out=True)), 3
         )
+        figures["held_out_nats_by_guessing"] = round(guessed_loss(cache), 3)
     return figures
 
 

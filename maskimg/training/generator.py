@@ -13,14 +13,14 @@ from maskimg.codes import CodeCache
 from maskimg.conditions import Condition
 from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit, Predictions
-from maskimg.metrics import losses_by_mask_ratio, monochrome_warning, token_accuracy
+from maskimg.metrics import guessing_loss, losses_by_mask_ratio, monochrome_warning, token_accuracy
 from maskimg.noise import Chance
 from maskimg.sampler import Sampler
 from maskimg.training import ranks
 from maskimg.training.early import Best
 from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
 from maskimg.training.update import Update
-from maskimg.training.watch import look_back
+from maskimg.training.watch import look_back, unlearnt_warning
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from vqgan.images import sheet, to_pil
 
@@ -165,6 +165,7 @@ def train_generator(
                 best.look(judged, averaged)
             if decode:
                 _show_samples(run, averaged, decode, sampler, unseen)
+        run.warn(unlearnt_warning(best.loss if best else judged, guessed_loss(cache)))
     if best and not run.interrupted:
         with ranks.first_goes_ahead():  # the others read what it has written
             best.fill(averaged)
@@ -251,6 +252,14 @@ def held_out_loss(model: MaskGit, unseen: CodeCache, limit: int = 512) -> float:
         condition = unseen.condition(chosen).to(model.device)
         total += model(codes, condition, only_train_generator=True, generator=generator).loss.item() * len(chosen)
     return total / count
+
+
+def guessed_loss(cache: CodeCache) -> float:
+    """Nats a token on the grids of `held_out_loss`, guessed by how often each code occurs in the training grids."""
+    train, unseen = cache.part(held_out=False), cache.part(held_out=True)
+    if not len(unseen.labels):
+        return float("nan")
+    return guessing_loss(unseen.codes[0, :512], train.codes[0, :100_000], cache.vocab_size)
 
 
 @torch.no_grad()

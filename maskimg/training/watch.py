@@ -1,6 +1,6 @@
-"""What the figures of a run say about its health, in words: overfitting, and a learning rate that is too high.
+"""What the figures of a run say about its health, in words: overfitting, too high a learning rate, nothing learnt.
 
-Functions of logged series only, each value the mean of some fifty steps.
+Functions of logged figures only; in a series each value is the mean of some fifty steps.
 """
 
 import statistics
@@ -11,6 +11,7 @@ from maskimg.training.logs import Log, read_log
 
 RISES = 3  # evaluations in a row, after which a rising held-out loss is no accident
 RISE = 0.01  # and by at least this share of the best
+HARDLY = 0.95  # of the loss of guessing, above which a generator has hardly learnt
 WINDOW = 5  # logged lines that one look averages over
 FEWEST = 12  # logged lines below which nothing is said of the learning rate
 ABOVE = 0.1  # share by which a loss may stand, or swing, above its best
@@ -82,6 +83,21 @@ def learning_rate_warning(losses: Sequence[float], norms: Sequence[float], rate:
     if not faults:
         return None
     return f"the learning rate {rate:g} may be too high: {' and '.join(faults)}; try {rate / 3:.1g}"
+
+
+def unlearnt_warning(held_out: float, guessing: float) -> str | None:
+    """Says that a finished generator is hardly better than guessing; else, and without a held-out loss, None.
+
+    Args:
+        held_out: its loss in nats a token; `guessing`: that of `metrics.guessing_loss` on the same pictures.
+    """
+    if not held_out > HARDLY * guessing:
+        return None
+    return (
+        f"the generator has hardly learnt: its held-out loss is {held_out:.2f} nats a token, and guessing by how often "
+        f"each code occurs gives {guessing:.2f}, so what it draws is little more than noise: train longer "
+        "(`--minutes`), or on more pictures"
+    )
 
 
 def _evaluations(log: Log, loss: str) -> tuple[list[float], list[float]]:

@@ -91,6 +91,10 @@ def test_paint_lies_where_it_was_put_and_all_else_stays(browser, address, seen, 
         page.wait_for_timeout(2000)  # the editor takes a moment to make the brush
 
         shown = settled(page)
+        tools = page.locator("#editor .toolbar-wrap").bounding_box()
+        assert tools is not None
+        if width == 390:
+            assert tools["x"] + tools["width"] <= shown[0]
         ends = [(0.4, 0.45), (0.6, 0.55)]
         points = [(shown[0] + x * (shown[2] - shown[0]), shown[1] + y * (shown[3] - shown[1])) for x, y in ends]
         stroke(page, points)
