@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from maskimg.card import plainly
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
 from maskimg_apps import look, runs, tokens
@@ -174,7 +175,7 @@ def _name(recipe: dict[str, Any]) -> str:
 
 
 def _short(value: Any, most: int = MAX_SHOWN) -> str:
-    words = runs.in_words(value)
+    words = plainly(value)
     return words if len(words) <= most else words[:most] + " …"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maskimg.card import plainly
 from maskimg.editing import Edit
 from maskimg.hole import EVERYTHING, Hole
 from maskimg.noise import SEEDS
@@ -247,21 +248,8 @@ def _rows(name: str, value: Any) -> dict[str, str]:
     """A value as a row, or its parts as one each, their names behind its own; what is empty is left out."""
     if isinstance(value, Mapping):
         return {key: words for part, each in value.items() for key, words in _rows(f"{name} · {part}", each).items()}
-    words = in_words(value)
+    words = plainly(value)
     return {name.replace("_", " "): words} if words else {}
-
-
-def in_words(value: Any) -> str:
-    """A value of a model's directory or a recipe without the marks of a programming language."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {in_words(each)}" for key, each in value.items())
-    return ", ".join(map(in_words, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def file_name(pipeline: Pipeline) -> str:

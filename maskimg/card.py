@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +40,16 @@ def with_section(card: str, title: str, text: str) -> str:
     if old.search(card):
         return old.sub(lambda found: section + ("\n" if found.end() < len(card) else ""), card, count=1)
     return f"{card.rstrip()}\n\n{section}"
+
+
+def plainly(value: Any) -> str:
+    """A value of a model's directory or a recipe without the marks of a programming language."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {plainly(each)}" for key, each in value.items())
+    return ", ".join(map(plainly, value)) if isinstance(value, list | tuple) else str(value)

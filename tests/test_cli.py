@@ -84,6 +84,13 @@ def test_the_installed_command_answers_bad_input_without_a_traceback():
     assert done.stderr == "maskimg: there is no model directory `nowhere`\n"
 
 
+def test_info_tells_what_was_measured_in_words(capsys):
+    assert main(["info", "emoji-64"]) == 0
+    told = capsys.readouterr().out
+    assert "measured, judge: accuracy_train 0.8135" in told and "data, held_out: 487" in told
+    assert "{" not in told and "[" not in told
+
+
 def test_sample_writes_the_asked_pictures_and_a_rerun_draws_only_what_is_missing(model, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["sample", "--model", str(model), "--out", str(out), "--count", "5", "--seed", "9", "--label", "cat"]

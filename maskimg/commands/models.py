@@ -121,6 +121,7 @@ def _info_picture(path: str) -> None:
 
 
 def _info_model(name: str) -> None:
+    from maskimg.card import plainly
     from maskimg.pipeline import Pipeline
     from maskimg.sampler import describe
 
@@ -146,5 +147,7 @@ def _info_model(name: str) -> None:
     for name, sampler in {"recipe": pipeline.recipe, **pipeline.presets}.items():
         print(f"{name} ({sampler.forwards} forwards): " + describe(sampler))
     for key in ("data", "licence", "measured", "minutes"):
-        if key in pipeline.about:
-            print(f"{key}: {pipeline.about[key]}")
+        value = pipeline.about.get(key)
+        for part, each in value.items() if isinstance(value, dict) else [("", value)]:
+            if plainly(each):
+                print(f"{key}{', ' if part else ''}{part}: {plainly(each)}")
