@@ -312,7 +312,7 @@ def wire_run(
         api_visibility="private",
         **DRAWING,
     )
-    event.failure(lambda: tokens.status("nothing was drawn: the message says why"), None, status, **QUIET)
+    event.failure(lambda: tokens.status("stopped"), None, status, **QUIET)
     stop.click(tokens.stopped, status, status, cancels=[event], queue=False, **QUIET)
 
 

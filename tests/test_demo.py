@@ -485,7 +485,8 @@ def test_the_demo_draws_what_the_pipeline_draws(pipeline, order):
     assert [image.tobytes() for image in last.pictures or []] == [image.tobytes() for image in expected.images]
 
 
-def test_best_of_shows_the_candidate_that_the_pipeline_chooses(pipeline):
+def test_best_of_shows_the_candidate_that_the_pipeline_chooses(pipeline, monkeypatch):
+    monkeypatch.setattr(drawing, "EVERY", 0.0)  # a status line at every step
     asked = runs.read_order(pipeline, VALUES | {"images": 2, "best_of": 3, "label_class": "cat"})
     *running, last = drawing.draw(pipeline, asked)
     expected = pipeline.generate({"class": "cat"}, seeds=7, count=2, sampler=asked.sampler, best_of=3)

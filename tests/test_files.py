@@ -325,7 +325,8 @@ def test_a_directory_that_is_not_there_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "./nowhere", "a/b/c", "../x"])
-def test_a_name_that_is_no_repository_is_not_looked_for_on_the_network(name, monkeypatch):
+def test_a_name_that_is_no_repository_is_not_looked_for_on_the_network(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match=f"there is no model directory `{name}`"):
         files.locate(name)

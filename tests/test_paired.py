@@ -56,7 +56,7 @@ def test_what_is_no_set_of_pairs_is_refused():
 
 def test_a_generator_learns_to_mirror_its_source_and_nothing_else():
     """The copy, and 8x8 tokens: benchmarks/results/copy-task.json."""
-    model = copy_task.train(4, True, 350)
+    model = copy_task.train(4, True, 450)
     figures = copy_task.measure(model, 4, True, 128)
     assert figures["exact"] > 0.99
     assert figures["codes_right_with_others_sources"] == pytest.approx(1 / copy_task.VOCABULARY, abs=0.02)
