@@ -35,6 +35,8 @@ CSS = """
 /* Gradio's track is its neutral 200 in the light, where it is pale, and in the dark, where its knob is lost on it. */
 input[type=range] { --neutral-200: var(--neutral-400); }
 .dark input[type=range] { --neutral-200: var(--neutral-500); }
+input[type=range]:not(.mk-replay *)::-webkit-slider-thumb { box-shadow: 0 0 0 1px var(--neutral-500) !important; }
+input[type=range]:not(.mk-replay *)::-moz-range-thumb { box-shadow: 0 0 0 1px var(--neutral-500) !important; }
 
 .mk-status { position: relative; padding: .1rem 0 .45rem; min-height: 1.9rem; font-size: .95rem;
   font-variant-numeric: tabular-nums; color: var(--body-text-color); }
