@@ -700,7 +700,7 @@ def markdown(report: dict) -> str:
     head = [
         "# The generator's speed beside its peers",
         "",
-        f"{report['machine']}; {known}. Under each title: the command, when, and on how many threads.",
+        f"{known[:1].upper()}{known[1:]}. Under each title: the command, when, and on what machine.",
         "",
         f"{size['side']}x{size['side']} tokens of {size['codes']:,} codes, width {size['width']}, depth "
         f"{size['depth']}, {size['heads']} heads, batch {size['batch']}, {size['steps']} steps of sampling. Medians of "
@@ -713,7 +713,7 @@ def markdown(report: dict) -> str:
     for table in report["tables"]:
         title = f"{table['kind'].capitalize()}, {table['form']}"
         how = table.get("measured", report)
-        told = f"`{how['command']}`, {how['date']}, {how['rounds']} rounds, {how['threads']} threads."
+        told = f"`{how['command']}`, {how['date']}, {how['rounds']} rounds; {how['machine']}, {how['threads']} threads."
         head += ["", f"## {title}", "", told, "", table_markdown(table)]
     return "\n".join(head) + "\n"
 
@@ -731,7 +731,7 @@ def earlier_tables(file: Path, report: dict, chosen: list[str]) -> list[dict]:
 
 def _run(report: dict) -> dict:
     """How the tables of a run were measured."""
-    return {key: report[key] for key in ("command", "date", "rounds", "threads")}
+    return {key: report[key] for key in ("command", "date", "machine", "rounds", "threads")}
 
 
 def main() -> None:

@@ -110,7 +110,9 @@ def speed_sections(found: dict) -> list[str]:
         tables = tables_of(found, kind)
         if not tables:
             continue
-        lines += [f"## {words}", "", source(found), ""]
+        lines += [f"## {words}", ""]
+        for form, table in tables.items():
+            lines += [f"{form}: {source(found | table.get('measured', {}))}", ""]
         lines += [
             f"{size['side']}x{size['side']} tokens of {size['codes']:,} codes, width {size['width']}, depth "
             f"{size['depth']}, batch {size['batch']}; each library's fastest way, compiled or not. `out of the box`: "
