@@ -45,31 +45,29 @@ def note_complete(folder: Path, paths: list[Path]) -> None:
     _write(folder, about | {"complete": {"pictures": len(paths), "sha256": hashlib.sha256(lines.encode()).hexdigest()}})
 
 
+def recipe_of(folder: Path) -> Any:
+    """What the pictures in `folder` have in common, as run.json has it; None where that is missing or damaged: each picture still carries its own."""
+    try:
+        return files.read_json(folder / ABOUT).get("recipe")
+    except files.ModelError:
+        return None
+
+
 def _claim(folder: Path, lock: IO[str], recipe: dict[str, Any]) -> Exception | None:
     """What the first process does for all -> why it cannot be done, for the others to hear."""
     try:
         if not _locked(lock, exclusive=True):
             return _taken(folder)
-        found = _recipe_of(folder)
+        found = recipe_of(folder)
         if found is not None and found != recipe:
             odd = next(key for key in {**recipe, **found} if recipe.get(key) != found.get(key))
-            return ValueError(
-                f"`{folder}` holds pictures of another recipe (its {odd.replace('_', ' ')} is another): choose another "
-                "folder"
-            )
+            differs = "whether they are compiled" if odd == "compiled" else f"its {odd.replace('_', ' ')} is another"
+            return ValueError(f"`{folder}` holds pictures of another recipe ({differs}): choose another folder")
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink()
         return None if _locked(lock, exclusive=False) else _taken(folder)  # from now on the others may join
     except OSError as error:
         return error
-
-
-def _recipe_of(folder: Path) -> Any:
-    """As run.json has it; None where that is missing or damaged: each picture still carries its own."""
-    try:
-        return files.read_json(folder / ABOUT).get("recipe")
-    except files.ModelError:
-        return None
 
 
 def _write(folder: Path, about: dict[str, Any]) -> None:

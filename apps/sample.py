@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from maskimg.batches import draw_each
 from maskimg.conditions import LabelFields
+from maskimg.hardware import can_compile
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline
 from maskimg.prompt import Asked, Prompt, PromptReader, as_prompt
@@ -25,10 +26,11 @@ from maskimg.recipe import is_whole, read_recipe
 from maskimg.sampler import Sampler
 from maskimg.sources import DataError
 from maskimg.training import ranks
-from maskimg_apps.claims import claimed, note, note_complete
+from maskimg_apps.claims import claimed, note, note_complete, recipe_of
 from vqgan import ImageError
 
 NOTHING = Prompt()
+LONG = 5e13  # multiplications and additions: two minutes or more of a CPU, a third of which pays for compiling
 
 
 def sample_folder(
@@ -85,6 +87,23 @@ def sample_folder(
         if ranks.is_first():
             note_complete(folder, paths)
     return drawn
+
+
+def compiles_itself(
+    pipeline: Pipeline, folder: str | Path, count: int, sampler: Sampler | str | None = None, best_of: int = 1
+) -> bool:
+    """Whether a run that does not say so should compile: always as the pictures that are in `folder` already.
+
+    Into a new folder, where drawing `count` pictures takes a CPU long enough. That depends on nothing that a later
+    run into the same folder would find otherwise, since compiled sums are rounded differently.
+    """
+    found = recipe_of(Path(folder))
+    if isinstance(found, dict):
+        return bool(found.get("compiled"))
+    h, w = pipeline.generator.grid
+    weights = sum(weight.numel() for weight in pipeline.generator.net.parameters())
+    work = 2 * weights * h * w * pipeline.sampler(sampler).forwards * best_of * count
+    return pipeline.device.type == "cpu" and can_compile(pipeline.device) and work > LONG
 
 
 def seed_of(i: int, seed: int) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import LABELS, tiny_pipeline
 
@@ -21,7 +22,7 @@ from maskimg.sources import DataError
 from maskimg.words import WordPieces
 from maskimg_apps.claims import claimed
 from maskimg_apps.exports import contact_sheet, write_npz
-from maskimg_apps.sample import each_name, read_table, sample_folder
+from maskimg_apps.sample import compiles_itself, each_name, read_table, sample_folder
 from vqgan import load_image
 
 FIELDS = LabelFields(LABELS)
@@ -54,6 +55,32 @@ def test_the_batch_size_changes_no_file(pipeline, tmp_path):
     one, three, seven = (pictures(tmp_path / size) for size in "137")
     assert one == three == seven
     assert len(one) == 7
+
+
+def test_only_long_runs_compile_without_being_asked(pipeline, tmp_path, monkeypatch):
+    assert not compiles_itself(pipeline, tmp_path, 100)
+    assert compiles_itself(pipeline, tmp_path, 10**9)
+    assert compiles_itself(pipeline, tmp_path, 10**7, Sampler(steps=1000))
+    assert not compiles_itself(pipeline, tmp_path, 10**7, Sampler(steps=1))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not compiles_itself(pipeline, tmp_path, 10**9)  # there is no compiler
+
+
+def test_a_folder_that_was_begun_is_gone_on_with_as_it_was(pipeline, model, tmp_path, capsys):
+    sample_folder(pipeline, tmp_path / "plain", [None] * 2)
+    assert not compiles_itself(pipeline, tmp_path / "plain", 10**9)
+    told = ["sample", "--model", str(model), "--steps", "2", "--out", str(tmp_path / "compiled")]
+    assert main([*told, "--count", "1", "--compile"]) == 0
+    torch.compiler.reset()
+    assert main([*told, "--count", "2"]) == 0
+    torch.compiler.reset()
+    recipes = [read_recipe(path) for path in sorted((tmp_path / "compiled").glob("*.png"))]
+    assert [recipe["compiled"] for recipe in recipes] == [True, True]
+    capsys.readouterr()
+    for words, answer in ((["--compile", "no"], "whether they are compiled"), (["--compile", "so"], "auto, yes or no")):
+        with pytest.raises(SystemExit):
+            main([*told, *words])
+        assert answer in capsys.readouterr().err
 
 
 def test_seeds_go_round_at_the_end_of_their_range(pipeline, tmp_path):

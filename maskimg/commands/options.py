@@ -89,12 +89,10 @@ def add_sampler(parser: Parser) -> None:
     add_machine(parser)
 
 
-def load_pipeline(given: Namespace) -> Any:
+def load_pipeline(given: Namespace, *, compile: bool = False) -> Any:
     from maskimg.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(
-        given.model, device=given.device, dtype=given.dtype, compile=bool(given.get("compile"))
-    )
+    return Pipeline.from_pretrained(given.model, device=given.device, dtype=given.dtype, compile=compile)
 
 
 def to_sampler(given: Namespace, pipeline: Any) -> Any:
