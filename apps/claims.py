@@ -46,7 +46,10 @@ def note_complete(folder: Path, paths: list[Path]) -> None:
 
 
 def recipe_of(folder: Path) -> Any:
-    """What the pictures in `folder` have in common, as run.json has it; None where that is missing or damaged: each picture still carries its own."""
+    """What the pictures in `folder` have in common, as run.json has it.
+
+    None where that is missing or damaged: each picture still carries its own.
+    """
     try:
         return files.read_json(folder / ABOUT).get("recipe")
     except files.ModelError:

@@ -33,7 +33,9 @@ TARGETS = {"inpaint": "To Inpaint", "outpaint": "To Outpaint", "vary": "To Varia
 def make_controls(
     pipeline: Pipeline | None, label: Mapping[str, str] | None = None, *, compact: bool = False
 ) -> dict[str, Any]:
-    """One control for each value that `runs.read_order` reads, by its name; `label` is chosen at first.
+    """One control for each value that `runs.read_order` reads, by its name.
+
+    `label`, and what it says of a `prompt`, is chosen at first.
 
     Args:
         compact: fold away all but label, images, seed and quality.
@@ -55,7 +57,7 @@ def make_controls(
             )
     if pipeline and pipeline.words:
         controls["prompt"] = gr.Textbox(
-            value="",
+            value=(label or {}).get("prompt", ""),
             label="In words",
             placeholder="red apple",
             max_length=LONGEST,

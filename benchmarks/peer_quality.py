@@ -1,6 +1,7 @@
 """Quality at equal data, parameters and processor time: ours beside x-transformers' NonAutoregressiveWrapper.
 
     python benchmarks/peer_quality.py "torchvision://FashionMNIST?root=DIR" runs/peers   # about 25 minutes of one core
+    python benchmarks/peer_quality.py runs/emoji runs/emoji-peers --name peer-quality-emoji
 
 Both learn the same codes, of one tokenizer of ours, without labels (the wrapper has no guidance). Our part is
 `train_generator` as `maskimg train --preset cpu` calls it, at a smaller network; theirs is TransformerWrapper and
@@ -523,6 +524,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=20_000, help="training pictures whose codes are learnt")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="only these now; none: only the tuning")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--name", default=NAME, help="of the files of results")
     given = parser.parse_args()
 
     given.work.mkdir(parents=True, exist_ok=True)
@@ -539,6 +541,7 @@ def main() -> None:
     numbers = ("minutes", "tune_minutes", "tokenizer_steps", "judge_steps", "samples", "pictures")
     others = [name for name in numbers if getattr(given, name) != parser.get_default(name)]
     flags = "".join(f" --{name.replace('_', '-')} {getattr(given, name):g}" for name in others)
+    flags += f" --name {given.name}" if given.name != NAME else ""
     threads = torch.get_num_threads()
     rows = kept.all() | {
         "command": f"python benchmarks/peer_quality.py {about['source']} WORK{flags}",
@@ -548,8 +551,8 @@ def main() -> None:
         "floors": {name: round(value, 4) for name, value in found.items()},
     }
     given.results.mkdir(exist_ok=True)
-    (given.results / f"{NAME}.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (given.results / f"{NAME}.md").write_text(markdown(rows), encoding="utf-8")
+    (given.results / f"{given.name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (given.results / f"{given.name}.md").write_text(markdown(rows), encoding="utf-8")
     print(markdown(rows))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from maskimg.sampler import Sampler, make_presets
 from maskimg.transformer import MaskedTransformer
 from vqgan import ImageError, Tokenizer
 from vqgan.files import ModelError, write_json, write_manifest
+from vqgan.tokenizer import share_tokenizer
 
 SIZES = [(16, 16), (32, 32), (64, 48), (100, 37), (37, 100), (200, 10), (10, 7), (5, 16), (3, 3)]
 
@@ -337,6 +339,18 @@ def test_a_compiled_pipeline_draws_the_same_pictures_up_to_rounding_and_says_tha
     assert "compiled" not in wanted.recipes[0]
 
 
+def test_a_compiled_picture_does_not_depend_on_those_drawn_with_it():
+    """On a CPU they are drawn sixteen at a time, filled up where there are fewer."""
+    compiled, sampler = _again(tiny_pipeline(), compile=True), Sampler(steps=3, order="confidence", guidance=2.0)
+    together = compiled.generate("cat", seeds=list(range(20)), sampler=sampler)
+    assert len(together.images) == len(together.codes) == 20
+    for some in ([3], [18, 2, 17], list(range(20))[::-1]):
+        alone = compiled.generate("cat", seeds=some, sampler=sampler)
+        assert torch.equal(alone.codes, together.codes[some])
+        assert all(_same(left, together.images[seed]) for left, seed in zip(alone.images, some, strict=True))
+    torch.compiler.reset()
+
+
 def test_without_a_compiler_nobody_is_told_that_it_was_compiled(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ValueError, match="compiling needs a C\\+\\+ compiler"):
@@ -637,6 +651,45 @@ def test_a_saved_model_draws_the_same_pictures(tmp_path, options):
     assert _same(again.generate(seeds=4).images[0], pipeline.generate(seeds=4).images[0])
     # Its recipes name the very model.
     assert len(again.generate(seeds=4).recipes[0]["model_sha256"]) == 64
+
+
+def test_a_model_may_have_the_tokenizer_of_the_one_beside_it(tmp_path):
+    first = tiny_pipeline()
+    second = _again(first)
+    first.save_pretrained(tmp_path / "first", half=True)
+    second.save_pretrained(tmp_path / "second", half=True, tokenizer_of="first")
+    assert [path.name for path in (tmp_path / "second" / "tokenizer").iterdir()] == ["shared.json"]
+    lent = _load(tmp_path / "second")
+    assert differing(lent.tokenizer, _load(tmp_path / "first").tokenizer) == []
+    assert differing(Tokenizer.from_pretrained(tmp_path / "second"), lent.tokenizer) == []
+
+    lent.save_pretrained(tmp_path / "own")  # elsewhere, it is whole again
+    assert (tmp_path / "own" / "tokenizer" / "model.safetensors").is_file()
+
+    other = tiny_pipeline()
+    with torch.no_grad():
+        next(other.tokenizer.parameters()).add_(1)
+    with pytest.raises(ValueError, match="`.*first` is another one"):
+        other.save_pretrained(tmp_path / "third", half=True, tokenizer_of="first")
+    assert not (tmp_path / "third").exists()
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(ModelError, match="tokenizer of the model `first`, which is not beside it: copy both"):
+        _load(tmp_path / "second")
+    other.save_pretrained(tmp_path / "first", half=True)
+    with pytest.raises(ModelError, match="is not the one that `.*second` was trained with"):
+        _load(tmp_path / "second")
+
+
+@pytest.mark.parametrize("name", ["../first", "..", "", "/etc"])
+def test_a_model_cannot_send_anyone_elsewhere_for_its_tokenizer(tmp_path, name):
+    for place in ("first", "models/first", "models/second"):
+        tiny_pipeline().save_pretrained(tmp_path / place)
+    own = tmp_path / "models" / "second" / "tokenizer"
+    share_tokenizer(own, tmp_path / "first")
+    write_json(own / "shared.json", json.loads((own / "shared.json").read_text()) | {"model": name})
+    write_manifest(tmp_path / "models" / "second")
+    with pytest.raises(ModelError, match="which is not beside it"):
+        _load(tmp_path / "models" / "second")
 
 
 @pytest.mark.parametrize("options", [{"self_cond": True}, {"self_token_critic": True}, None])

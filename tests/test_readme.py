@@ -1,6 +1,7 @@
 """What the README says is true: its commands exist, its Python runs, its tree is the tree."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from maskimg.cli import COMMANDS
+from maskimg.cli import COMMANDS, main
 from maskimg.pipeline import bundled_models
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +58,16 @@ def test_its_python_runs_with_the_bundled_model(tmp_path, monkeypatch):
     (code,) = (block for block in blocks("python") if block.startswith("from maskimg import"))
     exec(compile(code, "README.md", "exec"), {})
     assert sorted(path.name for path in Path("birds").iterdir()) == [f"{seed:06d}.png" for seed in range(7, 11)]
+
+
+def test_its_prompts_are_drawn_by_the_bundled_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shell = "\n".join(blocks("sh"))
+    drawn = re.findall(r"^maskimg (sample --model emoji-64[^#\n]*)", shell, re.MULTILINE)
+    assert len(drawn) == 2 and any("--prompt" in command for command in drawn)
+    for command in drawn:
+        assert main([*shlex.split(command), "--steps", "2"]) == 0
+    assert len(list(Path("apples").glob("*.png"))) == 4
 
 
 def test_its_sampling_loop_is_the_code():

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"vqgan": "vqgan", "maskimg": "maskimg", "apps": "maskimg_apps"}  # here -> in the wheel
-MAX_MEGABYTES = 30
+MAX_MEGABYTES = 40
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from vqgan.network import Decoder, Encoder
 from vqgan.quantizer import Codebook, EvenScalar, FiniteScalar, LinearCodebook, Quantizer, Signs
 from vqgan.taming import TamingConfig
 
+SHARED = "shared.json"  # stands for a tokenizer that another model has
+
 
 class Architecture(Protocol):
     """The configuration of an encoder, a quantizer and a decoder that fit each other; a frozen dataclass.
@@ -199,7 +201,10 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def from_directory(cls, directory: Path) -> "Tokenizer":
-        """The tokenizer of an already verified directory with config.json and model.safetensors."""
+        """The tokenizer of an already verified directory with config.json and model.safetensors, or with a note that
+        it is that of another model beside this one."""
+        if (directory / SHARED).is_file():
+            directory = _lender(directory)
         kind = files.read_json(directory / "config.json").get("architecture", TokenizerConfig.architecture)
         if kind not in ARCHITECTURES:
             raise files.ModelError(
@@ -211,3 +216,27 @@ class Tokenizer(nn.Module):
     def push_to_hub(self, repository: str, **options) -> str:
         """Upload to a Hugging Face model repository; returns its address. Options as in `upload_folder`."""
         return files.push_to_hub(self.save_pretrained, repository, **options)
+
+
+def share_tokenizer(directory: Path, lender: Path) -> None:
+    """Note in `directory` that this model's tokenizer is the one in `lender`, a model's directory beside this one."""
+    files.write_json(directory / SHARED, {"model": lender.name, "sha256": _weights_of(lender / "tokenizer")})
+
+
+def _lender(directory: Path) -> Path:
+    """The directory of the tokenizer that the note in `directory` speaks of."""
+    note = files.read_json(directory / SHARED)
+    name = str(note.get("model"))
+    model = directory.parent.parent / name
+    if name in ("", "..") or Path(name).name != name or not model.is_dir():
+        raise files.ModelError(
+            f"`{directory.parent}` has the tokenizer of the model `{name}`, which is not beside it: copy both"
+        )
+    files.verify(model)
+    if _weights_of(model / "tokenizer") != note.get("sha256"):
+        raise files.ModelError(f"the tokenizer of `{model}` is not the one that `{directory.parent}` was trained with")
+    return model / "tokenizer"
+
+
+def _weights_of(directory: Path) -> str:
+    return files.checksum(directory / files.WEIGHTS)
