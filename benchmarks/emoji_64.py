@@ -97,6 +97,10 @@ accuracy and 0.05 of distance are noise; the critic's steps cost an eighth more)
 {critic}
 ![Accuracy and distance against forward passes, each order](quality.png)
 
+## Does it copy?
+
+{copying}
+
 ## What it is bad at
 
 An hour on two cores is little. Shapes and colours are right more often than not; faces and simple signs come out
@@ -353,6 +357,7 @@ def bundle(model: str, target: Path) -> None:
         ),
         figures="".join(f"| {name} | {_row(row)} |\n" for name, row in figures.items()),
         critic=_critic_rows(),
+        copying=_copying(),
         recipe=describe(RECIPE),
         presets="".join(
             f"- preset {name}, {sampler.forwards} forward passes: {describe(sampler)}\n"
@@ -380,6 +385,23 @@ def _critic_rows() -> str:
         f"| {steps} | {' | '.join(cell(order, steps) for order in ('confidence', 'critic', 'halton'))} |\n"
         for steps in (8, 12, 18)
     )
+
+
+def _copying() -> str:
+    """What `maskimg eval emoji-64 runs/emoji --json results/emoji-64-eval.json` found beside the nearest pictures."""
+    found = json.loads((RESULTS / "emoji-64-eval.json").read_text())
+    ours, floor, words = found["alike"], found["floor"], found["memorisation"]["in_words"]
+    measures = ("frechet_distance", "precision", "recall", "density", "coverage")
+    rows = "".join(f"| {name.replace('_', ' ')} | {ours[name]:.2f} | {floor[name]:.2f} |\n" for name in measures)
+    asked, unseen = found["own_accuracy"], found["own_accuracy_held_out"]
+    return f"""{words[:1].upper()}{words[1:]}.
+
+| beside as many training pictures | samples | held-out pictures |
+| --- | --- | --- |
+{rows}| class that was asked for | {asked:.0%} | {unseen:.0%} |
+
+`maskimg eval emoji-64 FOLDER`: {found["samples"]:,} samples with labels as the pictures have them, in the features of a
+classifier of 600 steps, a worse judge than the one above."""
 
 
 def _row(figures: dict[str, float]) -> str:
