@@ -34,6 +34,7 @@ COMMANDS = {
 }
 
 
+UNHEARD = 128 + 13  # as a program that SIGPIPE ends
 TOGETHER = ("train", "train-tokenizer", "encode", "train-generator", "sample")  # what torchrun may start several times
 
 
@@ -43,7 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: with 2 for bad input, 3 where a training cannot go on, 4 where the disk is full.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # nobody reads on, as with `| head`; Python itself would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNHEARD
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -66,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except Refused as refused:
         fail(str(refused))
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if _is_stop(error):  # asked for, and everything is saved
             if os.environ.get("RANK", "0") == "0":

@@ -331,3 +331,14 @@ def test_a_folder_that_cannot_be_trained_on_gets_a_sentence(tmp_path, capsys):
     config.write_text("generator:\n  deep: 3\n")
     assert "deep" in refused(capsys, "train", tmp_path / "bad", *ending, "--config", config)
     assert not (tmp_path / "model").exists()
+
+
+def test_whoever_stops_reading_hears_no_complaint():
+    """As with `maskimg info | head -1`."""
+    for arguments in (["info", "emoji-64"], ["--help"]):
+        command = [sys.executable, "-m", "maskimg", *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout and process.stderr
+            process.stdout.close()
+            complaint = process.stderr.read()
+        assert (process.returncode, complaint) == (128 + 13, "")
