@@ -64,8 +64,10 @@ def _claim(folder: Path, lock: IO[str], recipe: dict[str, Any]) -> Exception | N
         found = recipe_of(folder)
         if found is not None and found != recipe:
             odd = next(key for key in {**recipe, **found} if recipe.get(key) != found.get(key))
-            differs = "whether they are compiled" if odd == "compiled" else f"its {odd.replace('_', ' ')} is another"
-            return ValueError(f"`{folder}` holds pictures of another recipe ({differs}): choose another folder")
+            differs, way = f"its {odd.replace('_', ' ')} is another", ""
+            if odd == "compiled":
+                differs, way = f"they are {'' if found.get(odd) else 'not '}compiled", "leave --compile out, or "
+            return ValueError(f"`{folder}` holds pictures of another recipe ({differs}): {way}choose another folder")
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink()
         return None if _locked(lock, exclusive=False) else _taken(folder)  # from now on the others may join

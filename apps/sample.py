@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import io
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from maskimg.batches import draw_each
+from maskimg.batches import draw_each, told
 from maskimg.conditions import LabelFields
 from maskimg.hardware import can_compile
 from maskimg.noise import SEEDS
-from maskimg.pipeline import Pipeline
+from maskimg.pipeline import TOGETHER, Pipeline
 from maskimg.prompt import Asked, Prompt, PromptReader, as_prompt
 from maskimg.recipe import is_whole, read_recipe
 from maskimg.sampler import Sampler
@@ -30,7 +31,8 @@ from maskimg_apps.claims import claimed, note, note_complete, recipe_of
 from vqgan import ImageError
 
 NOTHING = Prompt()
-LONG = 5e13  # multiplications and additions: two minutes or more of a CPU, a third of which pays for compiling
+LONG = 5e13  # multiplications and additions: minutes of a CPU, many times what compiling takes
+WASTE = 1.1  # what a compiled run may draw for each picture that is kept
 
 
 def sample_folder(
@@ -90,20 +92,35 @@ def sample_folder(
 
 
 def compiles_itself(
-    pipeline: Pipeline, folder: str | Path, count: int, sampler: Sampler | str | None = None, best_of: int = 1
+    pipeline: Pipeline,
+    folder: str | Path,
+    labels: Sequence[Asked],
+    sampler: Sampler | str | None = None,
+    best_of: int = 1,
 ) -> bool:
     """Whether a run that does not say so should compile: always as the pictures that are in `folder` already.
 
-    Into a new folder, where drawing `count` pictures takes a CPU long enough. That depends on nothing that a later
-    run into the same folder would find otherwise, since compiled sums are rounded differently.
+    Into a new folder, where it takes a CPU long enough, and pictures of each label fill whole loops. That depends on
+    nothing that a later run into the same folder would find otherwise, since compiled sums are rounded differently.
+
+    Raises:
+        ValueError: the folder's pictures are compiled, and that cannot be done here.
     """
+    possible = can_compile(pipeline.device)
     found = recipe_of(Path(folder))
     if isinstance(found, dict):
+        if found.get("compiled") and not possible:
+            raise ValueError(
+                f"the pictures in `{folder}` are compiled, which needs a C++ compiler: choose another folder"
+            )
         return bool(found.get("compiled"))
     h, w = pipeline.generator.grid
     weights = sum(weight.numel() for weight in pipeline.generator.net.parameters())
-    work = 2 * weights * h * w * pipeline.sampler(sampler).forwards * best_of * count
-    return pipeline.device.type == "cpu" and can_compile(pipeline.device) and work > LONG
+    work = 2 * weights * h * w * pipeline.sampler(sampler).forwards * best_of * len(labels)
+    if not possible or pipeline.device.type != "cpu" or work < LONG:
+        return False
+    of_each = Counter(map(told, labels)).values()
+    return sum(-(-count // TOGETHER) * TOGETHER for count in of_each) < WASTE * len(labels)
 
 
 def seed_of(i: int, seed: int) -> int:

@@ -250,7 +250,7 @@ def draw(pipeline: Pipeline, emoji: Emoji, rows: torch.Tensor, sampler: Sampler,
 
 def measure(folder: Path, model: str, steps: int, imagenet_steps: int, count: int) -> None:
     """Accuracy on held-out pairs by guidance, with and without its interval, and the sheets."""
-    pipeline = Pipeline.from_pretrained(model)
+    pipeline = Pipeline.from_pretrained(model, device="cpu")
     emoji = Emoji(folder, steps, imagenet_steps, pipeline.tokenizer)
     rows = emoji.unseen[torch.linspace(0, len(emoji.unseen) - 1, min(count, len(emoji.unseen))).long()]
     real = emoji.pictures.pixels[rows]

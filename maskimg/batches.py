@@ -20,7 +20,7 @@ def draw_each(
     """A picture for each label and its seed -> the positions of those just drawn, and what was drawn."""
     alike: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
-        alike.setdefault(_told(label), []).append(i)
+        alike.setdefault(told(label), []).append(i)
     for positions in alike.values():
         for start in range(0, len(positions), batch_size):
             batch = positions[start : start + batch_size]
@@ -28,7 +28,7 @@ def draw_each(
             yield batch, pipeline.generate(labels[batch[0]], seeds=chosen, sampler=sampler, best_of=best_of)
 
 
-def _told(asked: Asked) -> str:
+def told(asked: Asked) -> str:
     """The same for all that ask for the same, in whatever order they name the fields."""
     prompt = as_prompt(asked)
     if isinstance(prompt.label, Mapping):

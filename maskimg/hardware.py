@@ -59,6 +59,8 @@ def compile_blocks(network: nn.Module, device: torch.device) -> bool:
     if not can_compile(device):
         return False
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports a missing CUDA on every CPU
+    # A block is compiled once for each number of rows; past the limit it would go on uncompiled, and round otherwise.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for module in network.modules():
         if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1:
             for child in module:

@@ -33,10 +33,10 @@ from maskimg.transformer import TokenCritic, TransformerConfig
 from maskimg.words import Words, read_words
 from vqgan import Tokenizer, files, load_image
 from vqgan.images import to_pil, to_tensor
-from vqgan.tokenizer import share_tokenizer
+from vqgan.tokenizer import share_tokenizer, tokenizer_checksum
 
 FORMAT = 1
-TOGETHER = 16  # pictures of a compiled loop on a CPU, where fewer take as long
+TOGETHER = 16  # pictures of a compiled loop on a CPU, always: fewer take as long
 BUNDLED = Path(__file__).parent / "models"
 
 
@@ -85,9 +85,9 @@ class Pipeline:
         words: what reads its prompts; None where it was trained without captions.
         source_tokenizer: of the pictures that it translates; its own, unless they have another.
         about: name, data, licence and measured quality, as in pipeline.json.
-        compiled: the networks' blocks are compiled: seconds at the first picture, then up to twice as fast, on a CPU
-            for sixteen pictures at a time. Rounding differs, and so may the picture of a seed; the recipe says which
-            it was.
+        compiled: the networks' blocks are compiled: seconds at the first picture, then up to twice as fast for many of
+            one label. A CPU then draws sixteen at a time, and one costs as much. Rounding differs, and so may the
+            picture of a seed; the recipe says which it was.
     """
 
     def __init__(
@@ -568,10 +568,13 @@ class Pipeline:
             pictures: extra pictures {file name: PIL image} that the card shows.
         """
         dtype = torch.bfloat16 if half else None
+        useless = ("", "..", Path(directory).name)
+        if tokenizer_of is not None and (tokenizer_of in useless or Path(tokenizer_of).name != tokenizer_of):
+            raise ValueError(f"tokenizer_of must be the name of another model beside this one, got `{tokenizer_of}`")
         with files.atomic_directory(directory) as temporary:
             self.tokenizer.write(temporary / "tokenizer", dtype)
             if tokenizer_of is not None:
-                _lend(Path(directory).parent / tokenizer_of, temporary / "tokenizer")
+                _lend(Path(directory).parent / tokenizer_of, temporary)
             if self.source_tokenizer is not self.tokenizer:
                 self.source_tokenizer.write(temporary / "source_tokenizer", dtype)
             write_network(temporary / "generator", self.net, dtype)
@@ -669,15 +672,14 @@ class Pipeline:
         return Result([to_pil(image) for image in self.decode(codes)], codes, recipes)
 
 
-def _lend(lender: Path, own: Path) -> None:
-    """Replace the tokenizer written in `own` by a note that it is that of the model `lender`."""
+def _lend(lender: Path, directory: Path) -> None:
+    """Replace the tokenizer in the unfinished model `directory` by a note that it is that of the model `lender`."""
     files.verify(lender)
-    for part in sorted(own.iterdir()):
-        other = lender / "tokenizer" / part.name
-        if not other.is_file() or files.checksum(part) != files.checksum(other):
-            raise ValueError(f"the tokenizer of `{lender}` is another one: leave `tokenizer_of` out")
+    if tokenizer_checksum(lender) != tokenizer_checksum(directory):
+        raise ValueError(f"`{lender}` has another tokenizer, or in another precision: leave `tokenizer_of` out")
+    for part in (directory / "tokenizer").iterdir():
         part.unlink()
-    share_tokenizer(own, lender)
+    share_tokenizer(directory / "tokenizer", lender)
 
 
 def bundled_models() -> list[str]:

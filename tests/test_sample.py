@@ -1,6 +1,7 @@
 """The batch script: labels and seeds to files, in any batch size, each file whole, by one run at a time."""
 
 import errno
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -14,12 +15,14 @@ from tiny import LABELS, tiny_pipeline
 from maskimg.batches import draw_each
 from maskimg.cli import main
 from maskimg.conditions import LabelFields
+from maskimg.hardware import can_compile
 from maskimg.noise import SEEDS
 from maskimg.prompt import Prompt, PromptReader
 from maskimg.recipe import is_whole, read_recipe
 from maskimg.sampler import Sampler
 from maskimg.sources import DataError
 from maskimg.words import WordPieces
+from maskimg_apps import sample
 from maskimg_apps.claims import claimed
 from maskimg_apps.exports import contact_sheet, write_npz
 from maskimg_apps.sample import compiles_itself, each_name, read_table, sample_folder
@@ -58,26 +61,45 @@ def test_the_batch_size_changes_no_file(pipeline, tmp_path):
 
 
 def test_only_long_runs_compile_without_being_asked(pipeline, tmp_path, monkeypatch):
-    assert not compiles_itself(pipeline, tmp_path, 100)
-    assert compiles_itself(pipeline, tmp_path, 10**9)
-    assert compiles_itself(pipeline, tmp_path, 10**7, Sampler(steps=1000))
-    assert not compiles_itself(pipeline, tmp_path, 10**7, Sampler(steps=1))
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    asked = functools.partial(compiles_itself, pipeline, tmp_path)
+    monkeypatch.setattr(sample, "LONG", 1.5 * work_of(pipeline, pictures=64, steps=4))
+    assert not asked([None] * 64, Sampler(steps=4))
+    assert asked([None] * 128, Sampler(steps=4))
+    assert asked([None] * 64, Sampler(steps=8))
+    assert asked([None] * 64, Sampler(steps=4), 2)  # two candidates of each
+    assert not asked(["cat", "dog"] * 32 + [None] * 8, Sampler(steps=8))  # half of the last loop would be for nothing
+    assert asked(["cat", "dog"] * 64, Sampler(steps=8))
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not compiles_itself(pipeline, tmp_path, 10**9)  # there is no compiler
+    assert not asked([None] * 128, Sampler(steps=8))  # there is no compiler
 
 
-def test_a_folder_that_was_begun_is_gone_on_with_as_it_was(pipeline, model, tmp_path, capsys):
+def work_of(pipeline, *, pictures: int, steps: int) -> int:
+    """Multiplications and additions of that many pictures, without guidance."""
+    h, w = pipeline.grid
+    return 2 * sum(weight.numel() for weight in pipeline.net.parameters()) * h * w * steps * pictures
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has deprecations of its own
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
+def test_a_folder_that_was_begun_is_gone_on_with_as_it_was(pipeline, model, tmp_path, capsys, monkeypatch):
     sample_folder(pipeline, tmp_path / "plain", [None] * 2)
-    assert not compiles_itself(pipeline, tmp_path / "plain", 10**9)
+    monkeypatch.setattr(sample, "LONG", 0)
+    assert not compiles_itself(pipeline, tmp_path / "plain", [None] * 160)
     told = ["sample", "--model", str(model), "--steps", "2", "--out", str(tmp_path / "compiled")]
     assert main([*told, "--count", "1", "--compile"]) == 0
-    torch.compiler.reset()
     assert main([*told, "--count", "2"]) == 0
     torch.compiler.reset()
     recipes = [read_recipe(path) for path in sorted((tmp_path / "compiled").glob("*.png"))]
     assert [recipe["compiled"] for recipe in recipes] == [True, True]
+
+    monkeypatch.setattr("shutil.which", lambda name: None)
     capsys.readouterr()
-    for words, answer in ((["--compile", "no"], "whether they are compiled"), (["--compile", "so"], "auto, yes or no")):
+    for words, answer in (
+        (["--compile", "no"], "they are compiled): leave --compile out"),
+        (["--compile", "so"], "auto, yes or no"),
+        ([], "which needs a C++ compiler"),
+    ):
         with pytest.raises(SystemExit):
             main([*told, *words])
         assert answer in capsys.readouterr().err

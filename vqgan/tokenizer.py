@@ -1,6 +1,7 @@
 """Tokenizer = Encoder + quantizer + Decoder, whatever architecture these three come from."""
 
 import dataclasses
+import hashlib
 import math
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -219,24 +220,37 @@ class Tokenizer(nn.Module):
 
 
 def share_tokenizer(directory: Path, lender: Path) -> None:
-    """Note in `directory` that this model's tokenizer is the one in `lender`, a model's directory beside this one."""
-    files.write_json(directory / SHARED, {"model": lender.name, "sha256": _weights_of(lender / "tokenizer")})
+    """Note in `directory` that this model's tokenizer is the one in `lender`, a model's directory beside this one.
+
+    Raises:
+        ModelError: `lender` has no tokenizer of its own.
+    """
+    files.write_json(directory / SHARED, {"model": lender.name, "sha256": tokenizer_checksum(lender)})
+
+
+def tokenizer_checksum(model: Path) -> str:
+    """Of the tokenizer's files in a model's directory.
+
+    Raises:
+        ModelError: it has none of its own.
+    """
+    own = [model / "tokenizer" / name for name in ("config.json", files.WEIGHTS)]
+    if not all(path.is_file() for path in own):
+        raise files.ModelError(f"`{model}` has no tokenizer of its own")
+    return hashlib.sha256("".join(files.checksum(path) for path in own).encode()).hexdigest()
 
 
 def _lender(directory: Path) -> Path:
     """The directory of the tokenizer that the note in `directory` speaks of."""
     note = files.read_json(directory / SHARED)
-    name = str(note.get("model"))
-    model = directory.parent.parent / name
-    if name in ("", "..") or Path(name).name != name or not model.is_dir():
+    models = directory.parent.parent
+    name, known = note.get("model"), {path.name for path in models.iterdir()}
+    if name not in known or name == directory.parent.name:  # among its neighbours, and nowhere else
         raise files.ModelError(
             f"`{directory.parent}` has the tokenizer of the model `{name}`, which is not beside it: copy both"
         )
+    model = models / str(name)
     files.verify(model)
-    if _weights_of(model / "tokenizer") != note.get("sha256"):
+    if tokenizer_checksum(model) != note.get("sha256"):
         raise files.ModelError(f"the tokenizer of `{model}` is not the one that `{directory.parent}` was trained with")
     return model / "tokenizer"
-
-
-def _weights_of(directory: Path) -> str:
-    return files.checksum(directory / files.WEIGHTS)

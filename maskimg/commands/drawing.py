@@ -38,7 +38,7 @@ def sample(parser: Parser, arguments: list[str]) -> None:
         nargs="?",
         const="yes",
         default="auto",
-        help="yes or no: seconds once, then up to half as fast again; auto, long runs on a CPU do",
+        help="yes or no: seconds once, then up to twice as fast for many of a label; auto, long runs on a CPU do",
     )
     parser.add_argument("--npz", type=str, help="file for all pictures as one array, as ADM's evaluation reads it")
     parser.add_argument("--sheet", type=str, help="PNG for a contact sheet of the first hundred")
@@ -53,7 +53,7 @@ def sample(parser: Parser, arguments: list[str]) -> None:
     pipeline = load_pipeline(given, compile=given.compile == "yes")
     labels, sampler = _labels_to_draw(given, pipeline), to_sampler(given, pipeline)
     if given.compile == "auto":
-        pipeline.compiled = compiles_itself(pipeline, given.out, len(labels), sampler, given.best_of)
+        pipeline.compiled = compiles_itself(pipeline, given.out, labels, sampler, given.best_of)
     written = sample_folder(
         pipeline,
         given.out,
