@@ -46,7 +46,7 @@ SHOWN = ("red apple", "grinning face", "dog face", "rocket", "sun", "birthday ca
 HELD_OUT, STEPS = 635, 6640  # as in runs/captions, and of the generator that is bundled
 NEVER_SEEN = ("a blue apple", "dog with sunglasses", "purple rocket", "quokka", "zeppelin")
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
-RECIPE = Sampler(steps=12, order="halton", guidance=2.0, token_temperature=0.7)
+RECIPE = Sampler(steps=12, order="halton", guidance=2.0, guidance_end=0.6, token_temperature=0.7)
 PRESETS = {"fast": replace(RECIPE, steps=8), "balanced": RECIPE, "best": replace(RECIPE, steps=18)}
 CARD = """# emoji-64-captions
 
@@ -264,8 +264,8 @@ def measure(folder: Path, model: str, steps: int, imagenet_steps: int, count: in
         for guidance in GUIDANCE
         for end in ((1.0, 0.6) if guidance != 1 else (1.0,))
     }
-    samplers["guidance 2, at temperature 1"] = replace(RECIPE, token_temperature=1.0)
-    samplers["guidance 2, by the style 2 more"] = replace(RECIPE, field_guidance=(("style", 2.0),))
+    samplers["guidance 2, at temperature 1"] = replace(RECIPE, guidance_end=1.0, token_temperature=1.0)
+    samplers["guidance 2, by the style 2 more"] = replace(RECIPE, guidance_end=1.0, field_guidance=(("style", 2.0),))
     for name, sampler in samplers.items():
         images = draw(pipeline, emoji, rows, sampler)
         record("captions", name, {"samples": len(rows), **emoji.figures(images, rows)})
