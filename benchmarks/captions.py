@@ -305,6 +305,7 @@ def bundle(model: str, target: Path) -> None:
         "credit": CREDIT,
         "measured": measured,
     }
+    pipeline.about["data"] |= {"held_out": HELD_OUT}
     card = CARD.format(
         shown=", ".join(SHOWN),
         never_seen=", ".join(NEVER_SEEN),
