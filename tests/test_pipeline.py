@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -655,7 +656,7 @@ def test_a_saved_model_draws_the_same_pictures(tmp_path, options):
     assert len(again.generate(seeds=4).recipes[0]["model_sha256"]) == 64
 
 
-def test_a_model_may_have_the_tokenizer_of_the_one_beside_it(tmp_path):
+def test_a_model_may_have_the_tokenizer_of_the_one_beside_it(tmp_path, monkeypatch):
     first = tiny_pipeline()
     second = _again(first)
     first.save_pretrained(tmp_path / "first", half=True)
@@ -665,6 +666,8 @@ def test_a_model_may_have_the_tokenizer_of_the_one_beside_it(tmp_path):
     assert differing(lent.tokenizer, _load(tmp_path / "first").tokenizer) == []
     assert differing(Tokenizer.from_pretrained(tmp_path / "second"), lent.tokenizer) == []
 
+    monkeypatch.chdir(tmp_path / "second")
+    assert _load(Path()).labels.names == second.labels.names
     lent.save_pretrained(tmp_path / "own")  # elsewhere, it is whole again
     assert (tmp_path / "own" / "tokenizer" / "model.safetensors").is_file()
 

@@ -242,7 +242,7 @@ def tokenizer_checksum(model: Path) -> str:
 
 def _lender(directory: Path) -> Path:
     """The directory of the tokenizer that the note in `directory` speaks of."""
-    note = files.read_json(directory / SHARED)
+    note, directory = files.read_json(directory / SHARED), directory.absolute()
     models = directory.parent.parent
     name, known = note.get("model"), {path.name for path in models.iterdir()}
     if name not in known or name == directory.parent.name:  # among its neighbours, and nowhere else
