@@ -38,7 +38,7 @@ def sample(parser: Parser, arguments: list[str]) -> None:
         nargs="?",
         const="yes",
         default="auto",
-        help="yes or no: seconds once, then two or three times as fast for many of a label; auto, long runs on a CPU do",
+        help="yes or no: two or three times as fast for many of a label; auto, long runs on a CPU do",
     )
     parser.add_argument("--npz", type=str, help="file for all pictures as one array, as ADM's evaluation reads it")
     parser.add_argument("--sheet", type=str, help="PNG for a contact sheet of the first hundred")
