@@ -295,6 +295,8 @@ def read_settings(pipeline: Pipeline, recipe: Any) -> tuple[str, dict[str, Any],
         notes.append(f"it was drawn by the model `{recipe.get('model')}`, and this is another one")
     if recipe.get("dtype") not in (None, str(pipeline.dtype).removeprefix("torch.")):
         notes.append(f"it was drawn in {recipe['dtype']}: a few tokens may differ")
+    if recipe.get("compiled") and not pipeline.compiled:
+        notes.append("it was drawn by a compiled network, which rounds otherwise: in bf16 another picture will come")
     return task, values, notes
 
 

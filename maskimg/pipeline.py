@@ -86,8 +86,8 @@ class Pipeline:
         source_tokenizer: of the pictures that it translates; its own, unless they have another.
         about: name, data, licence and measured quality, as in pipeline.json.
         compiled: the networks' blocks are compiled: seconds at the first picture, then two or three times as fast for
-            many of one label. A CPU then draws sixteen at a time, and one costs as much. Rounding differs, and so may
-            the picture of a seed; the recipe says which it was.
+            many of one label. A CPU then draws sixteen at a time, and one costs as much. Rounding differs, and in bf16
+            so does the picture of a seed; the recipe says which it was.
     """
 
     def __init__(
