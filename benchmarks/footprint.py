@@ -88,20 +88,21 @@ def memory() -> list[dict]:
 
 def peak(library: str, kind: str) -> float:
     """MB that this process has held at most, after it has built a library's model and used it once."""
-    import generator
+    import players
     import torch
+    from generator import quietly
 
-    size, device = generator.Size(), torch.device("cpu")
-    player = generator._quietly(getattr(generator, LIBRARIES[library]), size, device)
+    size, device = players.Size(), torch.device("cpu")
+    player = quietly(getattr(players, LIBRARIES[library]), size, device)
     if kind == "training":
         player.model.train()
         codes = torch.randint(size.codes, (size.batch, size.side, size.side))
-        step = generator.adamw(player.model)
+        step = players.adamw(player.model)
         for _ in range(2):  # the optimizer's own tensors come with its first step
             step(player.loss(codes))
     elif kind == "sampling":
         player.model.eval()
-        generator._quietly(player.draw, size.batch, 3)  # steps follow one another: more take no more memory
+        quietly(player.draw, size.batch, 3)  # steps follow one another: more take no more memory
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
