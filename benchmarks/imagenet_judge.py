@@ -5,7 +5,7 @@
 The packages hold the network and its weights (EfficientNet-Lite0, Apache-2.0). It is trained on, on the real training
 pictures and on what the tokenizer keeps of them, half each, to tell 1,200 emoji apart; what class a picture is of is
 the sum over that class's emoji. A classifier that is trained from nothing on so few pictures knows 64 % of the classes
-of real held-out pictures, this one 91 %. Their style it knows no better.
+of real held-out pictures, this one 92 %. Their style it knows no better.
 """
 
 import math
