@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vqgan import files
+from vqgan import files, writing
 
 
 def amend(directory: str | Path, change: Callable[[dict[str, Any]], None], title: str, text: str) -> None:
@@ -19,7 +19,7 @@ def amend(directory: str | Path, change: Callable[[dict[str, Any]], None], title
     files.verify(directory)
     about = files.read_json(directory / "pipeline.json")
     change(about)
-    with files.atomic_directory(directory) as temporary:
+    with writing.atomic_directory(directory) as temporary:
         shutil.copytree(directory, temporary, dirs_exist_ok=True)
         files.write_json(temporary / "pipeline.json", about)
         card = temporary / "README.md"

@@ -26,7 +26,7 @@ from maskimg.sources import DataError
 from maskimg.training import ranks
 from maskimg.words import NAME as WORDS
 from maskimg.words import Words, encode_captions
-from vqgan import Tokenizer, files
+from vqgan import Tokenizer, files, writing
 from vqgan.images import normalize
 
 DTYPES = ("uint8", "uint16", "uint32")  # of stored codes, the narrowest that holds the vocabulary
@@ -260,14 +260,14 @@ def _write_codes(
 ) -> None:
     """The cache of `pictures`, whose codes come in batches (k, b, h, w) in this `order`."""
     rows = order.tolist()
-    with files.atomic_directory(directory) as temporary:
+    with writing.atomic_directory(directory) as temporary:
         writer, done = None, 0
         for codes in batches:
             if writer is None:
                 shape = (len(codes), len(rows), *codes.shape[2:])
                 dtype = _narrowest(vocab_size)
                 path = temporary / f"codes.{dtype}"
-                files.take_room(path, np.dtype(dtype).itemsize * math.prod(shape))
+                writing.take_room(path, np.dtype(dtype).itemsize * math.prod(shape))
                 writer = np.memmap(path, dtype, "r+", shape=shape)
             writer[:, done : done + codes.shape[1]] = codes
             done += codes.shape[1]

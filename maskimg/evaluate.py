@@ -25,7 +25,7 @@ from maskimg.metrics import code_usage, codebook_warning, frechet_distance, mono
 from maskimg.outside import LPIPS_SMALLEST, Compare, Features, NotMeasured
 from maskimg.pictures import Pictures, move
 from maskimg.training.run import learning_rate_scale, step_generator
-from vqgan import Tokenizer, files
+from vqgan import Tokenizer, files, writing
 from vqgan.images import error_map, normalize, paired_sheet, to_pil, to_uint8
 from vqgan.network import ResBlock, norm
 
@@ -305,7 +305,7 @@ def kept_judge(kept: Path, pictures: Pictures, steps: int, *, progress=None) -> 
     if not kept.exists() or field is None:
         judge = judge_for(pictures, steps, progress=progress)
         if not isinstance(judge, NotMeasured):
-            with files.atomic_directory(kept) as directory:
+            with writing.atomic_directory(kept) as directory:
                 about = {"classes": judge.classifier.head.out_features, "steps": steps}
                 files.write_module(directory, about, judge.classifier)
         return judge

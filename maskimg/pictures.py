@@ -15,7 +15,7 @@ from maskimg import libraries
 from maskimg.listing import Listing, list_picture_files
 from maskimg.noise import Source, randint
 from maskimg.sources import Content, DataError, Entry, open_content, text
-from vqgan import files
+from vqgan import files, writing
 from vqgan.images import ImageError, fit_square
 
 
@@ -96,7 +96,7 @@ def read_pictures(listing: Listing, size: int, cache: str | Path, *, max_bad: fl
     except files.ModelError:
         pass  # nothing there yet, or a half-finished or damaged cache: decode again
 
-    with files.atomic_directory(cache) as temporary:
+    with writing.atomic_directory(cache) as temporary:
         bad = _decode(listing, size, temporary / "pixels.u8", progress)
         _require_few_bad(listing, bad, max_bad)
         rows = [i for i in range(len(listing)) if i not in bad]
@@ -150,7 +150,7 @@ def write_bad(bad: dict[int, str], path: Path) -> None:
 def _decode(listing: Listing, size: int, path: Path, progress) -> dict[int, str]:
     """Write every readable picture to `path`, without gaps; returns why the others are not, by position."""
     count = len(listing)
-    files.take_room(path, count * 3 * size * size)
+    writing.take_room(path, count * 3 * size * size)
     pixels = np.memmap(path, np.uint8, "r+", shape=(count, 3, size, size))
 
     def decode(i: int, entry: Entry, content: Content) -> str | None:

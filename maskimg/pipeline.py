@@ -31,7 +31,7 @@ from maskimg.sampler import Sampler, make_presets
 from maskimg.sampling import Step, first_features, sample_steps
 from maskimg.transformer import TokenCritic, TransformerConfig
 from maskimg.words import Words, read_words
-from vqgan import Tokenizer, files, load_image
+from vqgan import Tokenizer, files, load_image, writing
 from vqgan.images import to_pil, to_tensor
 from vqgan.tokenizer import share_tokenizer, tokenizer_checksum
 
@@ -571,7 +571,7 @@ class Pipeline:
         useless = ("", "..", Path(directory).name)
         if tokenizer_of is not None and (tokenizer_of in useless or Path(tokenizer_of).name != tokenizer_of):
             raise ValueError(f"tokenizer_of must be the name of another model beside this one, got `{tokenizer_of}`")
-        with files.atomic_directory(directory) as temporary:
+        with writing.atomic_directory(directory) as temporary:
             self.tokenizer.write(temporary / "tokenizer", dtype)
             if tokenizer_of is not None:
                 _lend(Path(directory).parent / tokenizer_of, temporary)

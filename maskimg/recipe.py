@@ -10,6 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from vqgan import load_image
+from vqgan.writing import atomic_file
 
 METADATA = "maskimg"  # the PNG text chunk that holds the recipe
 MAX_METADATA = 65536
@@ -17,12 +18,8 @@ MAX_METADATA = 65536
 
 def write_png(image: Image.Image, recipe: dict[str, Any], path: Path) -> None:
     """Write a PNG with its recipe inside, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with atomic_file(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=png_text(recipe))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # there only where that failed, as on a full disk
 
 
 def png_text(recipe: dict[str, Any]) -> PngInfo:

@@ -16,7 +16,7 @@ import torch
 
 from maskimg.conditions import Context
 from maskimg.reader import SourceConfig
-from vqgan import files
+from vqgan import files, writing
 
 NAME = "words"  # of the source in a Condition
 BYTES = 256
@@ -211,7 +211,7 @@ def encode_captions(words: Words, captions: Sequence[str], directory: Path, *, p
             values, present = words.encode(batch, cut=True)
             parts.append((values.half(), present))
         values, present = (torch.cat(part) for part in zip(*parts, strict=True))
-        with files.atomic_directory(kept) as temporary:
+        with writing.atomic_directory(kept) as temporary:
             save_file({"values": values, "present": present}, temporary / "words.safetensors")
     tensors = load_file(kept / "words.safetensors")
     return Context(tensors["values"].float(), tensors["present"])

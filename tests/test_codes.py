@@ -27,7 +27,7 @@ from maskimg.codes import (
 )
 from maskimg.crops import Crops
 from maskimg.sources import DataError
-from vqgan import Tokenizer, files
+from vqgan import Tokenizer, files, writing
 from vqgan.files import ModelError
 from vqgan.images import normalize
 
@@ -330,7 +330,7 @@ def test_a_cache_with_codes_outside_its_vocabulary_is_refused(tokenizer, tmp_pat
 
 def test_codes_in_the_older_format_are_still_read(tmp_path):
     codes = torch.arange(2 * 3 * 4, dtype=torch.int32).reshape(2, 3, 2, 2)
-    with files.atomic_directory(tmp_path / "codes") as temporary:
+    with writing.atomic_directory(tmp_path / "codes") as temporary:
         tensors = {"codes": codes, "labels": torch.zeros(3, 0, dtype=torch.int64), "held_out": torch.zeros(3).bool()}
         save_file(tensors, temporary / "codes.safetensors")
         about = {"fields": {}, "names": ["a", "b", "c"], "vocab_size": 24, "fingerprint": "old"}

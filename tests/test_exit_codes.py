@@ -15,7 +15,7 @@ from tiny import TOKENIZER
 from maskimg.cli import main
 from maskimg.codes import encode_pictures
 from maskimg.training import checkpoints
-from vqgan import Tokenizer, files
+from vqgan import Tokenizer, writing
 
 TINY = [
     "--device=cpu", "--dtype=fp32", "--preset=cpu", "--generator.dim=32", "--generator.depth=1", "--generator.heads=2",
@@ -94,7 +94,7 @@ def test_a_disk_that_is_full_while_pictures_are_read_or_encoded_leaves_with_4(da
     command = ["encode", str(data / "pictures"), str(data / "tokenizer"), "--size=16", f"--out={data / 'new'}"]
 
     for name in ("pixels.u8", "codes.uint8"):
-        take_room = files.take_room
+        take_room = writing.take_room
 
         def full(path, size, name=name, take_room=take_room):
             if path.name == name:
@@ -102,7 +102,7 @@ def test_a_disk_that_is_full_while_pictures_are_read_or_encoded_leaves_with_4(da
             take_room(path, size)
 
         with monkeypatch.context() as patched, pytest.raises(SystemExit) as end:
-            patched.setattr(files, "take_room", full)
+            patched.setattr(writing, "take_room", full)
             main(command)
         assert end.value.code == 4
         said = last_line(capsys)
@@ -115,7 +115,7 @@ def test_a_disk_that_is_full_while_pictures_are_read_or_encoded_leaves_with_4(da
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system does not take room beforehand")
 def test_room_for_what_is_mapped_is_taken_before_it_is_written(tmp_path):
     """Written to a map without it, a full disk ends the process with SIGBUS."""
-    files.take_room(tmp_path / "file", 10_000)
+    writing.take_room(tmp_path / "file", 10_000)
     about = (tmp_path / "file").stat()
     assert about.st_size == 10_000 <= 512 * about.st_blocks
 

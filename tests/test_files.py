@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vqgan import files
+from vqgan import files, writing
 from vqgan.files import ModelError
 
 
@@ -33,7 +33,7 @@ def _layer(seed: int = 0, width: int = 3) -> nn.Linear:
 
 
 def _write(path: Path, seed: int = 0) -> Path:
-    with files.atomic_directory(path) as directory:
+    with writing.atomic_directory(path) as directory:
         files.write_module(directory, {"width": 3, "names": [["a", "b"]]}, _layer(seed))
     return path
 
@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_the_old_directory_or_none(tmp_path, old):
     path = tmp_path / "model"
     if old:
         _write(path)
-    with pytest.raises(ZeroDivisionError), files.atomic_directory(path) as directory:
+    with pytest.raises(ZeroDivisionError), writing.atomic_directory(path) as directory:
         (directory / "half.txt").write_text("only half of it")
         _ = 1 / 0
     assert path.exists() == old
@@ -103,7 +103,7 @@ def test_what_does_not_read_back_as_written_does_not_replace_the_old_one(tmp_pat
             file.seek(-1, os.SEEK_END)
             file.write(b"\x55")
 
-    monkeypatch.setattr(files, "_sync", sync_of_a_bad_disk)
+    monkeypatch.setattr(writing, "_sync", sync_of_a_bad_disk)
     with pytest.raises(ModelError, match="is damaged"):
         _write(path, seed=1)
     assert torch.equal(_read(path).weight, _layer().weight)
@@ -163,7 +163,7 @@ def _killed_while_writing(path: Path, seconds: float) -> int:
 
 
 def _write_version(path: Path, version: int) -> None:
-    with files.atomic_directory(path) as directory:
+    with writing.atomic_directory(path) as directory:
         for name in ("a.txt", "b.txt", "c.txt"):
             (directory / name).write_text(f"{version}" * 500)
 

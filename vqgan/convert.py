@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from vqgan import files
+from vqgan import files, writing
 from vqgan.files import ModelError
 from vqgan.foreign import Tensors, read_tensors
 from vqgan.layouts import Layout, Sizes, layout_of, rename_diffusers
@@ -89,7 +89,7 @@ def to_diffusers(tokenizer: Tokenizer, directory: str | Path) -> None:
         rename_diffusers(name, sizes): tensor.detach().cpu().contiguous()
         for name, tensor in tokenizer.state_dict().items()
     }
-    with files.atomic_directory(directory) as temporary:
+    with writing.atomic_directory(directory) as temporary:
         files.write_json(temporary / "config.json", _diffusers_config(config))
         save_file(tensors, temporary / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
 

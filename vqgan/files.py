@@ -1,19 +1,14 @@
-"""Atomic model directories: safetensors, JSON and a manifest, read back and verified.
+"""What is in a model directory: safetensors, JSON and a manifest, and how it is read and verified.
 
-A directory is written to a temporary sibling, synced, verified against its manifest and only then renamed: it
-exists whole or not at all. No pickle is ever opened. Loading checks size and SHA-256 of every file, because
-safetensors itself notices a truncated file but not a flipped bit.
+No pickle is ever opened. Loading checks size and SHA-256 of every file, because safetensors itself notices a truncated
+file but not a flipped bit. `vqgan.writing` puts such directories in their place.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,32 +26,6 @@ Config = TypeVar("Config")
 
 class ModelError(ValueError):
     """A model directory that cannot be used; the message says why and what to do."""
-
-
-@contextlib.contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield an empty directory beside `path`; on success it replaces `path`, on failure it disappears.
-
-    Raises:
-        ModelError: what was written does not read back as written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-{os.getpid()}-", dir=path.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        for written in temporary.rglob("*"):
-            written.chmod(
-                0o755 if written.is_dir() else 0o644
-            )  # safetensors writes files that only their owner can read
-        write_manifest(temporary)
-        _sync(temporary)
-        verify(temporary)
-        _replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_manifest(directory: Path) -> None:
@@ -90,19 +59,6 @@ def verify(directory: str | Path) -> None:
     for name in _files(directory):
         if name.endswith((".safetensors", ".json")) and name not in listed:
             raise ModelError(f"`{directory / name}` is not listed in the manifest: download or train the model again")
-
-
-def take_room(path: Path, size: int) -> None:
-    """A file of `size` bytes whose room on the disk is taken: to map one that has none, and write, ends the process.
-
-    Raises:
-        OSError: there is no room.
-    """
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
 
 
 def write_module(directory: Path, config: dict[str, Any], module: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -238,63 +194,3 @@ def _files(directory: Path) -> list[str]:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": checksum(path)}
-
-
-def _sync(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        _sync_one(path)
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """Put `temporary` in the place of `path`; what was there is left at `temporary`, if anything."""
-    if not path.exists():
-        temporary.rename(path)
-    elif not _exchange(temporary, path):
-        # Without an exchange it takes two renames; should the second fail, the first is undone.
-        retired = path.with_name(f"{temporary.name}-old")
-        path.rename(retired)
-        try:
-            temporary.rename(path)
-        except BaseException:
-            retired.rename(path)
-            raise
-        shutil.rmtree(retired, ignore_errors=True)
-    _sync_one(path.parent)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two directories in one step, where the system can (Linux: renameat2 with RENAME_EXCHANGE)."""
-    try:
-        rename = ctypes.CDLL(None).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # which file it was
-    finally:
-        os.close(descriptor)
-
-
-def _remove_stale(path: Path) -> None:
-    """Delete what writers of `path` that were killed have left beside it."""
-    for leftover in path.parent.glob(f".{path.name}.tmp-*"):
-        writer = leftover.name.removeprefix(f".{path.name}.tmp-").split("-")[0]
-        if writer.isdigit() and not _alive(int(writer)):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # it is there, but not ours
-    return True

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import nn
 
-from vqgan import files
+from vqgan import files, writing
 from vqgan.maskgit_vq import MaskGitVqConfig
 from vqgan.network import Decoder, Encoder
 from vqgan.quantizer import Codebook, EvenScalar, FiniteScalar, LinearCodebook, Quantizer, Signs
@@ -170,7 +170,7 @@ class Tokenizer(nn.Module):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json, model.safetensors and manifest.json to `directory`, whole or not at all."""
-        with files.atomic_directory(directory) as temporary:
+        with writing.atomic_directory(directory) as temporary:
             self.write(temporary)
 
     def write(self, directory: Path, dtype: torch.dtype | None = None) -> None:

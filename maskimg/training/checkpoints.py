@@ -24,7 +24,7 @@ from torch import nn
 from maskimg.training.averages import Ema
 from maskimg.training.errors import TrainingError
 from maskimg.training.ranks import split_like, whole
-from vqgan import files
+from vqgan import files, writing
 
 Part = nn.Module | torch.optim.Optimizer | Ema
 Tensors = dict[str, torch.Tensor]
@@ -57,7 +57,7 @@ class Checkpoints:
         """
         target = self.directory / f"step-{step:09d}"
         try:
-            with files.atomic_directory(target) as temporary:
+            with writing.atomic_directory(target) as temporary:
                 for name, tensors in parts.items():
                     _write(temporary / f"{name}.safetensors", tensors)
                 files.write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state})

@@ -8,7 +8,7 @@ from torch import nn
 
 from maskimg.training.logs import read_log
 from maskimg.training.run import Run
-from vqgan import files
+from vqgan import files, writing
 
 
 class Best:
@@ -49,7 +49,7 @@ class Best:
             module.load_state_dict(load_file(self.directory / "model.safetensors"))
 
     def _keep(self, loss: float, averaged: nn.Module) -> None:
-        with files.atomic_directory(self.directory) as directory:
+        with writing.atomic_directory(self.directory) as directory:
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
             save_file(tensors, directory / "model.safetensors")
             about = {"step": self.run.step, "held_out_loss": loss, "identity": self.run.identity}
