@@ -1,16 +1,50 @@
 """A folder that is drawn into: by one run at a time, which may be several processes, and with one recipe."""
 
 import contextlib
+import errno
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+import re
+import stat
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from tqdm import tqdm
+
+from maskimg.outputs import require_folder
 from maskimg.training import ranks
 from vqgan import files
+from vqgan.writing import atomic_file, remove_leftovers
 
 LOCK, ABOUT = ".lock", "run.json"
+OPENING = b'{\n  "format": 1,\n  "recipe": {'  # of run.json: by it one that was cut off is known
+LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # a disk, often a network's, without locks
+
+
+def require_drawable(folder: Path, *, but: Iterable[Path] = ()) -> None:
+    """Whether a run may draw into `folder`, as far as that can be said before there is a recipe.
+
+    Args:
+        but: other files that the run will write, which must not have the name of one of its own.
+
+    Raises:
+        ValueError: the folder cannot be written to, or its lock or note is somebody else's.
+    """
+    require_folder(folder)
+    for path in but:
+        within = Path(os.path.realpath(path)).parent == Path(os.path.realpath(folder))
+        if within and (re.fullmatch(r"\d{6,}\.png", path.name.lower()) or path.name.lower() in (LOCK, ABOUT)):
+            raise ValueError(f"`{path}` is the name of a file that is drawn into `{folder}`: choose another")
+    lock = folder / LOCK
+    if os.path.lexists(lock):
+        there = lock.lstat()
+        if not stat.S_ISREG(there.st_mode) or there.st_size:
+            raise ValueError(f"`{lock}` is not the empty file that maskimg locks a folder by: choose another folder")
+    if os.path.lexists(folder / ABOUT) and not _is_note(folder / ABOUT):
+        raise ValueError(f"`{folder / ABOUT}` was not written by maskimg: choose another folder")
 
 
 @contextlib.contextmanager
@@ -22,6 +56,7 @@ def claimed(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
     Raises:
         ValueError: another run is drawing into it, or it holds pictures of another recipe.
     """
+    require_drawable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as lock:
         fault = ranks.of_first(_claim(folder, lock, recipe) if ranks.is_first() else None)
@@ -68,17 +103,27 @@ def _claim(folder: Path, lock: IO[str], recipe: dict[str, Any]) -> Exception | N
             if odd == "compiled":
                 differs, way = f"they are {'' if found.get(odd) else 'not '}compiled", "leave --compile out, or "
             return ValueError(f"`{folder}` holds pictures of another recipe ({differs}): {way}choose another folder")
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink()
+        remove_leftovers(folder)
         return None if _locked(lock, exclusive=False) else _taken(folder)  # from now on the others may join
     except OSError as error:
         return error
 
 
 def _write(folder: Path, about: dict[str, Any]) -> None:
-    temporary = folder / f".{ABOUT}.tmp"
-    files.write_json(temporary, about)
-    temporary.replace(folder / ABOUT)
+    with atomic_file(folder / ABOUT) as temporary:
+        files.write_json(temporary, about)
+
+
+def _is_note(path: Path) -> bool:
+    """Whether it is a run.json of ours, perhaps one that was cut off or damaged."""
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return content.startswith(OPENING) or OPENING.startswith(content)
+    return isinstance(found, dict) and found.get("format") == 1 and found.keys() <= {"format", "recipe", "complete"}
 
 
 def _taken(folder: Path) -> ValueError:
@@ -86,7 +131,7 @@ def _taken(folder: Path) -> ValueError:
 
 
 def _locked(lock: IO[str], *, exclusive: bool) -> bool:
-    """Whether the lock could be had; True where the system has none of this kind (Windows)."""
+    """Whether the lock could be had; True where the system (Windows) or the disk has none of this kind."""
     if os.name == "nt":
         return True
     import fcntl
@@ -95,4 +140,10 @@ def _locked(lock: IO[str], *, exclusive: bool) -> bool:
         fcntl.flock(lock, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in LOCKLESS:
+            raise
+        if exclusive:  # asked for once, by the first process
+            words = f"note: the disk of `{lock.name}` has no locks: do not start a second run into that folder"
+            tqdm.write(words, file=sys.stderr)
     return True

@@ -23,6 +23,7 @@ from maskimg.recipe import write_png
 from maskimg_apps import tokens
 from maskimg_apps.runs import Order, file_name, fresh_folder
 from vqgan.images import to_pil
+from vqgan.writing import atomic_file
 
 SHARE = 0.05  # of the time that a run has taken so far, for token panels; the first one is free
 EVERY = 0.25  # seconds between two status lines: each costs the page's way to the browser
@@ -325,7 +326,8 @@ def save(
 def save_animation(pipeline: Pipeline, reel: Reel, folder: str | Path) -> str:
     """Write how the first picture was drawn as an animation under `folder` -> its path."""
     path = fresh_folder(folder) / f"{file_name(pipeline)}-{reel.order.seeds[0]}.webp"
-    path.write_bytes(animate(frames(pipeline, reel, scored=False)))
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(animate(frames(pipeline, reel, scored=False)))
     return str(path)
 
 

@@ -15,9 +15,11 @@ from PIL import Image
 from maskimg.card import plainly
 from maskimg.editing import Edit
 from maskimg.hole import EVERYTHING, Hole
+from maskimg.marks import mark
 from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline, expand_seeds
 from maskimg.prompt import Prompt
+from maskimg.recipe import write_png
 from maskimg.reconstruction import Reconstruction
 from maskimg.sampler import Sampler
 from maskimg.sampler import describe as describe_sampler
@@ -187,7 +189,7 @@ def in_a_line(result: Reconstruction) -> str:
 def save_reconstruction(pipeline: Pipeline, result: Reconstruction, folder: str | Path) -> str:
     """Write the reconstruction as a PNG under `folder` -> its path."""
     path = fresh_folder(folder) / f"{file_name(pipeline)}-reconstruction.png"
-    result.image.save(path, format="PNG")
+    write_png(result.image, mark("reconstruct"), path)
     return str(path)
 
 
@@ -262,6 +264,8 @@ def read_settings(pipeline: Pipeline, recipe: Any) -> tuple[str, dict[str, Any],
     Raises:
         ValueError: it is none, or none of this version's.
     """
+    if isinstance(recipe, dict) and set(recipe) == set(mark("")):
+        raise ValueError(f"maskimg made this picture (`{recipe['task']}`) without a sampler: it has no settings to use")
     try:
         sampler, task = Sampler(**recipe["sampler"]), str(recipe["task"])
         seed = whole("seed", recipe["seed"], 0, SEEDS - 1)

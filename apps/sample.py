@@ -4,11 +4,14 @@ Picture i has the seed `seed + i` and the name of that seed. Several processes, 
 pictures out: process r of W draws r, r + W, ... and none needs to hear of the others until the end.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import io
 import itertools
+import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,15 +23,15 @@ from tqdm import tqdm
 from maskimg.batches import draw_each, told
 from maskimg.conditions import LabelFields
 from maskimg.hardware import can_compile
+from maskimg.marks import mark_in
 from maskimg.noise import SEEDS
 from maskimg.pipeline import TOGETHER, Pipeline
 from maskimg.prompt import Asked, Prompt, PromptReader, as_prompt
-from maskimg.recipe import is_whole, read_recipe
+from maskimg.recipe import is_whole
 from maskimg.sampler import Sampler
 from maskimg.sources import DataError
 from maskimg.training import ranks
-from maskimg_apps.claims import claimed, note, note_complete, recipe_of
-from vqgan import ImageError
+from maskimg_apps.claims import claimed, note, note_complete, recipe_of, require_drawable
 
 NOTHING = Prompt()
 LONG = 5e13  # multiplications and additions: minutes of a CPU, many times what compiling takes
@@ -47,20 +50,19 @@ def sample_folder(
 ) -> int:
     """Draw a picture of each label, with seeds seed, seed + 1, ..., as FOLDER/SEED.png -> how many were missing.
 
-    A picture that is already there with the same recipe is kept; one that is damaged is drawn again. `run.json` in
-    the folder says what its pictures have in common and, when all are there, one checksum of all.
+    A picture that is already there with the same recipe is kept; one of ours that is damaged is drawn again. `run.json`
+    in the folder says what its pictures have in common and, when all are there, one checksum of all.
 
     Raises:
         ValueError: a number or label is wrong, another run is at work there, or the folder holds pictures of another
-            recipe.
+            recipe, or files of other people's under the names of pictures.
     """
     if not labels or batch_size < 1:
         raise ValueError(f"count and batch size must be 1 or more, got {len(labels)} and {batch_size}")
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed must be between 0 and {SEEDS - 1}, got {seed}")
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`{folder}` is a file, not a folder")
+    require_drawable(folder)
     # A wrong label is refused here, before anything is written.
     recipe = functools.partial(pipeline.recipe_for, sampler=sampler, best_of=best_of)
     common = _common([recipe(label, 0) for label in _distinct(labels)])
@@ -68,6 +70,8 @@ def sample_folder(
 
     with claimed(folder, common):
         mine = range(ranks.rank(), len(labels), ranks.world())
+        if recipe_of(folder) == common:
+            _remove_empty(paths[i] for i in mine)
         todo = [i for i in _bar(mine, "looking") if not _already_there(paths[i], recipe(labels[i], seed_of(i, seed)))]
         batches = draw_each(
             pipeline,
@@ -195,13 +199,28 @@ def _common(recipes: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: "each picture's own" if key in several else recipes[0][key] for key in sorted(keys)}
 
 
+def _remove_empty(paths: Iterable[Path]) -> None:
+    """Files without content, as a power cut leaves them: in a folder of ours nobody can lose anything by that."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            there = path.lstat()
+            if stat.S_ISREG(there.st_mode) and there.st_size == 0:
+                path.unlink()
+
+
 def _already_there(path: Path, recipe: dict[str, Any]) -> bool:
-    if not path.exists():
+    """Whether a picture is there and whole.
+
+    Raises:
+        ValueError: something else has its name. Only the text in front of the pixels says whose a damaged file is.
+    """
+    if not os.path.lexists(path):
         return False
-    try:
-        found = read_recipe(path)
-    except ImageError:
-        return False  # cut off by a full disk, say: draw it again
+    found = mark_in(path) if path.is_file() else None
+    if found is None:
+        raise ValueError(f"`{path}` was not made by maskimg: choose another folder")
+    if found == {}:
+        return False  # ours, and cut off before there was a pixel
     if found != recipe:
         raise ValueError(f"`{path}` was drawn with another recipe: choose another folder")
     return is_whole(path)

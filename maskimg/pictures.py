@@ -101,7 +101,7 @@ def read_pictures(listing: Listing, size: int, cache: str | Path, *, max_bad: fl
         _require_few_bad(listing, bad, max_bad)
         rows = [i for i in range(len(listing)) if i not in bad]
         good = listing.chosen(np.array(rows, np.int64))
-        write_bad(bad, temporary / "bad.txt")
+        (temporary / "bad.txt").write_text("".join(f"{line}\n" for line in bad_lines(bad)), encoding="utf-8")
         files.write_json(
             temporary / "pictures.json",
             {
@@ -141,10 +141,9 @@ def for_each_picture(
                 yield running.pop(future), future.result()
 
 
-def write_bad(bad: dict[int, str], path: Path) -> None:
+def bad_lines(bad: dict[int, str]) -> list[str]:
     """Why files cannot be read, by position: a line for each file, whatever its name."""
-    lines = [text(bad[i]).replace("\n", "\\n").replace("\r", "\\r") for i in sorted(bad)]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return [text(bad[i]).replace("\n", "\\n").replace("\r", "\\r") for i in sorted(bad)]
 
 
 def _decode(listing: Listing, size: int, path: Path, progress) -> dict[int, str]:

@@ -24,6 +24,7 @@ from maskimg.hole import Hole, Mask, make_hole
 from maskimg.maskgit import MaskGit
 from maskimg.network import Network
 from maskimg.noise import SEEDS
+from maskimg.outputs import require_free
 from maskimg.prompt import Asked, PromptReader, with_rest
 from maskimg.recipe import write_png
 from maskimg.reconstruction import Reconstruction, reconstruct
@@ -48,13 +49,19 @@ class Result:
     codes: torch.Tensor
     recipes: list[dict[str, Any]]
 
-    def save(self, directory: str | Path) -> list[Path]:
-        """Write each picture, with its recipe inside, as DIRECTORY/SEED.png."""
+    def save(self, directory: str | Path, *, force: bool = False) -> list[Path]:
+        """Write each picture, with its recipe inside, as DIRECTORY/SEED.png.
+
+        Raises:
+            ValueError: one of them would replace a file that maskimg did not make, and `force` does not allow that;
+                nothing is written.
+        """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         paths = [directory / f"{recipe['seed']:06d}.png" for recipe in self.recipes]
+        for path, recipe in zip(paths, self.recipes, strict=True):
+            require_free(path, task=recipe["task"], force=force)
         for image, recipe, path in zip(self.images, self.recipes, paths, strict=True):
-            write_png(image, recipe, path)
+            write_png(image, recipe, path, force=force)
         return paths
 
 

@@ -9,24 +9,29 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from maskimg.marks import KEY, MAX_TEXT, to_json
+from maskimg.outputs import require_ours
 from vqgan import load_image
 from vqgan.writing import atomic_file
 
-METADATA = "maskimg"  # the PNG text chunk that holds the recipe
-MAX_METADATA = 65536
 
+def write_png(image: Image.Image, recipe: dict[str, Any], path: Path, *, force: bool = False) -> None:
+    """Write a PNG with its recipe (or mark) inside, whole or not at all.
 
-def write_png(image: Image.Image, recipe: dict[str, Any], path: Path) -> None:
-    """Write a PNG with its recipe inside, whole or not at all."""
+    Raises:
+        ValueError: it would replace a file that maskimg did not make, and `force` does not allow that.
+    """
+    require_ours(path, force=force)
     with atomic_file(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=png_text(recipe))
 
 
 def png_text(recipe: dict[str, Any]) -> PngInfo:
-    """The recipe as PNG text: JSON under `maskimg`, and a line for people under `parameters`."""
+    """The recipe as PNG text: JSON under `maskimg`, and a line for people under `parameters`; of a mark, only JSON."""
     text = PngInfo()
-    text.add_itxt(METADATA, json.dumps(recipe, ensure_ascii=False))
-    text.add_itxt("parameters", describe(recipe))
+    text.add_itxt(KEY, to_json(recipe))
+    if "sampler" in recipe:
+        text.add_itxt("parameters", describe(recipe).encode("utf-8", "backslashreplace").decode())
     return text
 
 
@@ -48,8 +53,8 @@ def read_recipe(path: str | Path) -> dict[str, Any] | None:
     """
     load_image(path)  # the one door: refuses what is damaged or too large
     with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-        text = image.info.get(METADATA)
-    if not isinstance(text, str) or len(text) > MAX_METADATA:
+        text = image.info.get(KEY)
+    if not isinstance(text, str) or len(text) > MAX_TEXT:
         return None
     try:
         recipe = json.loads(text)

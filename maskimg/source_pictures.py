@@ -5,6 +5,7 @@ Shapes: b images of H x W pixels.
 
 import dataclasses
 import hashlib
+import math
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from maskimg.pictures import Pictures, list_pictures, read_pictures
 from maskimg.sources import DataError
 from vqgan.images import normalize, to_uint8
+from vqgan.writing import atomic_file, take_room
 
 TRANSFORMS = ("grey", "edges", "lowres")
 
@@ -90,12 +92,12 @@ def _transformed(name: str, pictures: Pictures, path: Path) -> Pictures:
     fingerprint = _digest(f"{name} of {pictures.fingerprint} at {pictures.size}")
     shape, path = tuple(pictures.pixels.shape), path.with_name(f"{fingerprint[:16]}-{path.name}")
     if not path.is_file():
-        unfinished = path.with_suffix(".part")
-        pixels = np.memmap(unfinished, np.uint8, "w+", shape=shape)
-        for places in torch.arange(len(pixels)).split(256):
-            pixels[places.numpy()] = to_uint8(transform(name, normalize(pictures.pixels[places]))).numpy()
-        pixels.flush()
-        unfinished.replace(path)
+        with atomic_file(path) as temporary:
+            take_room(temporary, math.prod(shape))
+            pixels = np.memmap(temporary, np.uint8, "r+", shape=shape)
+            for places in torch.arange(len(pixels)).split(256):
+                pixels[places.numpy()] = to_uint8(transform(name, normalize(pictures.pixels[places]))).numpy()
+            pixels.flush()
     pixels = torch.from_numpy(np.memmap(path, np.uint8, "c", shape=shape))
     return dataclasses.replace(pictures, pixels=pixels, fingerprint=fingerprint)
 

@@ -11,6 +11,7 @@ Quality is the Fréchet distance in our own classifier's features: good for comp
 
 import dataclasses
 import json
+import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,13 @@ from PIL import Image
 from maskimg.charts import COLOURS, FAINT, Curve, Panel, draw_panels
 from maskimg.metrics import frechet_distance
 from maskimg.noise import SEEDS
+from maskimg.outputs import require_folder
 from maskimg.outside import NotMeasured
 from maskimg.pipeline import Pipeline
 from maskimg.quality import Reference, draw_samples, own_figures, scattered
 from maskimg.sampler import PATHS, Sampler, describe
 from vqgan import files
+from vqgan.writing import atomic_file
 
 PRESETS = ("fast", "balanced", "best")
 BUDGETS = (8, 18, 36)
@@ -233,6 +236,19 @@ def floor_of(reference: Reference, count: int) -> float | None:
     return frechet_distance(unseen[scattered(len(unseen))[:count]], reference.training_features)
 
 
+def require_directory(directory: Path) -> None:
+    """Raises ValueError where nothing can be tried in a directory, since it holds other people's notes of that name."""
+    require_folder(directory)
+    log, about = directory / "log.jsonl", directory / "tune.json"
+    for path in (log, about):
+        if os.path.lexists(path) and not path.is_file():
+            raise ValueError(f"`{path}` is no file: choose another --out")
+    ours = about.is_file() and {"model", "pictures", "classifier"} <= files.read_json(about).keys()
+    if about.is_file() and not ours or log.is_file() and not ours:
+        odd = about if about.is_file() else log
+        raise ValueError(f"`{odd}` was not written by `maskimg tune`: choose another --out")
+
+
 def require_same(directory: Path, about: Mapping[str, Any]) -> None:
     """Note in tune.json what the log in this directory is of, or compare.
 
@@ -246,7 +262,8 @@ def require_same(directory: Path, about: Mapping[str, Any]) -> None:
             if found.get(key) != value:
                 raise ValueError(f"`{directory}` holds what was tried with another {key}: choose another --out")
     else:
-        files.write_json(path, dict(about))
+        with atomic_file(path) as temporary:
+            files.write_json(temporary, dict(about))
 
 
 def _tuned(

@@ -3,7 +3,10 @@
 import errno
 import functools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,12 +113,27 @@ def test_seeds_go_round_at_the_end_of_their_range(pipeline, tmp_path):
     assert sorted(read_recipe(path)["seed"] for path in tmp_path.glob("*.png")) == [0, SEEDS - 1]
 
 
-def test_nothing_half_written_is_left_or_counted(pipeline, tmp_path):
-    for name in (".000001.png.tmp", ".000007.png.tmp", ".run.json.tmp"):
-        (tmp_path / name).write_bytes(b"half")
+def test_nothing_half_written_is_left_or_counted_and_nobody_elses_temporary_file_is_removed(pipeline, tmp_path):
+    """Every `.*.tmp` used to be deleted; ours say so, and who wrote them."""
+    gone, here = ended_process(), os.getpid()
+    for name in ("000001.png", "000007.png", "run.json"):
+        (tmp_path / f".{name}.maskimg-{gone}-0123abcd.tmp").write_bytes(b"half")
+    others = [".000001.png.tmp", ".x.tmp", f".y.maskimg-{here}-0123abcd.tmp", f".z.maskimg-{gone}-short.tmp"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"theirs")
+    (tmp_path / f".folder.maskimg-{gone}-0123abcd.tmp").mkdir()
+    others.append(f".folder.maskimg-{gone}-0123abcd.tmp")
     assert sample_folder(pipeline, tmp_path, [None] * 2) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "000000.png", "000001.png", "run.json"]
+    ours = [".lock", "000000.png", "000001.png", "run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*ours, *others])
     assert sample_folder(pipeline, tmp_path, [None] * 2) == 0
+
+
+def ended_process() -> int:
+    """The number of a process that there is no longer."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
 
 
 @pytest.mark.parametrize(

@@ -7,25 +7,33 @@ form, `.NAME.maskimg-PROCESS-RANDOM.tmp`, and nothing of another form is ever re
 import contextlib
 import ctypes
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from vqgan.files import verify, write_manifest
 
 MARK, LONGEST = ".maskimg-", 120  # of NAME in a temporary name: file systems allow 255 bytes in all
+LEFTOVER = re.compile(rf"\..+{re.escape(MARK)}(\d+)-[0-9a-f]{{8}}\.tmp", re.DOTALL)
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` to write one file to; on success it replaces `path`, else it disappears."""
-    path = Path(path)
+    """Yield a temporary name beside `path` to write one file to; on success it replaces `path`, else it disappears.
+
+    A link stays, and what it points at is replaced. An older file's permissions hold for the new one.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
         yield temporary
         _sync_one(temporary)
+        with contextlib.suppress(OSError):  # it is new, or its disk knows no permissions
+            shutil.copymode(path, temporary)
         temporary.replace(path)
         _sync_one(path.parent)
     finally:
@@ -57,6 +65,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         _replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files in `folder` that writers left there which have ended."""
+    for leftover in folder.iterdir():
+        ours = LEFTOVER.fullmatch(leftover.name)
+        if ours and not _alive(int(ours[1])) and stat.S_ISREG(leftover.lstat().st_mode):
+            leftover.unlink()
 
 
 def take_room(path: Path, size: int) -> None:

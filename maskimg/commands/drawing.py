@@ -12,11 +12,11 @@ from maskimg.commands.options import (
     Refused,
     add_asking,
     add_drawing,
+    add_force,
     add_machine,
     add_model,
-    file_path,
     load_pipeline,
-    png_path,
+    outputs,
     progress_bar,
     to_prompt,
     to_sampler,
@@ -42,14 +42,19 @@ def sample(parser: Parser, arguments: list[str]) -> None:
     )
     parser.add_argument("--npz", type=str, help="file for all pictures as one array, as ADM's evaluation reads it")
     parser.add_argument("--sheet", type=str, help="PNG for a contact sheet of the first hundred")
+    parser.add_argument(
+        "--force", action="store_true", help="replace what maskimg did not make at --npz and --sheet; never in --out"
+    )
     add_drawing(parser)
     given = parser.parse_args(arguments)
-    npz = file_path(given.npz, "--npz") if given.npz else None
-    sheet = png_path(given.sheet, "--sheet") if given.sheet else None
+    inputs = (given.model, given["from"])
+    npz, sheet = outputs(given, "sample", {"npz": "", "sheet": ".png"}, inputs, folder=given.out)
     if given.compile not in ("auto", "yes", "no"):
         raise Refused(f"--compile must be auto, yes or no, got `{given.compile}`")
+    from maskimg_apps.claims import require_drawable
     from maskimg_apps.sample import compiles_itself, sample_folder
 
+    require_drawable(Path(given.out), but=[path for path in (npz, sheet) if path])
     pipeline = load_pipeline(given, compile=given.compile == "yes")
     labels, sampler = _labels_to_draw(given, pipeline), to_sampler(given, pipeline)
     if given.compile == "auto":
@@ -83,6 +88,8 @@ def _labels_to_draw(given: Namespace, pipeline: Any) -> Sequence[Any]:
 
 def _export(given: Namespace, pipeline: Any, labels: Sequence[Any], npz: Path | None, page: Path | None) -> None:
     """--npz and --sheet, once everything is drawn; by the first of several processes."""
+    from maskimg.marks import mark
+    from maskimg.recipe import write_png
     from maskimg.training import ranks
     from maskimg_apps.exports import contact_sheet, write_npz
     from maskimg_apps.sample import picture_paths
@@ -94,9 +101,10 @@ def _export(given: Namespace, pipeline: Any, labels: Sequence[Any], npz: Path | 
     if npz:
         classes = [int(pipeline.reader.condition(asked).labels[0, 0]) for asked in labels] if names else [0]
         known = max(classes) < len(names)  # else some are of no class
-        write_npz(paths, classes if known else None, npz, progress=progress_bar())
+        write_npz(paths, classes if known else None, npz, force=given.force, progress=progress_bar())
     if page:
-        contact_sheet(paths, len(names) if given.per_class else None).save(page, format="PNG")
+        shown = contact_sheet(paths, len(names) if given.per_class else None)
+        write_png(shown, mark("sample"), page, force=given.force)
 
 
 def inpaint(parser: Parser, arguments: list[str]) -> None:
@@ -109,9 +117,10 @@ def inpaint(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--window", type=int, help="pixels of a side that the model sees at a time; else the whole")
     add_drawing(parser)
     given = parser.parse_args(arguments)
+    paths = _paths(given, "inpaint", given.image, given.mask)
     pipeline = load_pipeline(given)
     options = {name: given[name] for name in ("coverage", "grow", "feather", "window")}
-    _save(pipeline.inpaint(given.image, given.mask, **options, **_drawing(given, pipeline)), given)
+    _save(pipeline.inpaint(given.image, given.mask, **options, **_drawing(given, pipeline)), paths, given)
     from maskimg.hole import EVERYTHING
 
     if pipeline.hole(given.image, given.mask, **options).everything:
@@ -128,8 +137,9 @@ def outpaint(parser: Parser, arguments: list[str]) -> None:
     add_drawing(parser)
     given = parser.parse_args(arguments)
     margins = _margins(given)
+    paths = _paths(given, "outpaint", given.image)
     pipeline = load_pipeline(given)
-    _save(pipeline.outpaint(given.image, margins, window=given.window, **_drawing(given, pipeline)), given)
+    _save(pipeline.outpaint(given.image, margins, window=given.window, **_drawing(given, pipeline)), paths, given)
 
 
 def vary(parser: Parser, arguments: list[str]) -> None:
@@ -139,8 +149,9 @@ def vary(parser: Parser, arguments: list[str]) -> None:
     _add_edit(parser)
     add_drawing(parser)
     given = parser.parse_args(arguments)
+    paths = _paths(given, "vary", given.image, given.mask)
     pipeline = load_pipeline(given)
-    _save(pipeline.variations(given.image, given.strength, mask=given.mask, **_drawing(given, pipeline)), given)
+    _save(pipeline.variations(given.image, given.strength, mask=given.mask, **_drawing(given, pipeline)), paths, given)
 
 
 def _add_edit(parser: Parser) -> None:
@@ -148,6 +159,22 @@ def _add_edit(parser: Parser) -> None:
     parser.add_argument("--out", type=str, required=True, help="PNG to write; with --count above 1, a folder")
     parser.add_argument("--count", type=int, default=1, help="how many versions")
     parser.add_argument("--seed", type=int, default=0, help="version i uses seed + i")
+    add_force(parser)
+
+
+def _paths(given: Namespace, task: str, *inputs: str | None) -> list[Path]:
+    """Where the versions are written, the names of all of them checked before anything is drawn."""
+    from maskimg.noise import SEEDS
+    from maskimg.outputs import require_folder, require_free
+
+    if given.count == 1:
+        return [path for path in outputs(given, task, {"out": ".png"}, (*inputs, given.model)) if path]
+    folder = Path(given.out)
+    require_folder(folder)
+    paths = [folder / f"{(given.seed + i) % SEEDS:06d}.png" for i in range(given.count)]
+    for path in paths:
+        require_free(path, task=task, force=given.force, inputs=(*inputs, given.model), option="--out")
+    return paths
 
 
 def _drawing(given: Namespace, pipeline: Any) -> dict[str, Any]:
@@ -175,17 +202,13 @@ def _margins(given: Namespace) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def _save(result: Any, given: Namespace) -> None:
+def _save(result: Any, paths: list[Path], given: Namespace) -> None:
     """One picture as a PNG, several as a folder of them."""
-    path = Path(given.out)
-    if given.count == 1:
-        from maskimg.recipe import write_png
+    from maskimg.recipe import write_png
 
-        path = png_path(given.out)
-        write_png(result.images[0], result.recipes[0], path)
-    else:
-        result.save(path)
-    print(f"done: {result.recipes[0]['tokens_redrawn']} of {result.codes[0].numel()} tokens redrawn, in {path}")
+    for image, recipe, path in zip(result.images, result.recipes, paths, strict=True):
+        write_png(image, recipe, path, force=given.force)
+    print(f"done: {result.recipes[0]['tokens_redrawn']} of {result.codes[0].numel()} tokens redrawn, in {given.out}")
 
 
 def translate(parser: Parser, arguments: list[str]) -> None:
@@ -193,8 +216,9 @@ def translate(parser: Parser, arguments: list[str]) -> None:
     _add_edit(parser)
     add_drawing(parser)
     given = parser.parse_args(arguments)
+    paths = _paths(given, "translate", given.image)
     pipeline = load_pipeline(given)
-    _save(pipeline.translate(given.image, **_drawing(given, pipeline)), given)
+    _save(pipeline.translate(given.image, **_drawing(given, pipeline)), paths, given)
 
 
 def reconstruct(parser: Parser, arguments: list[str]) -> None:
@@ -203,16 +227,28 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--tokenizer", type=str, help="tokenizer directory, instead of a model; takes any size")
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
     parser.add_argument("--size", type=int, help="longer side in pixels; if not given, the model's, padded to a square")
+    add_force(parser)
     add_machine(parser)
     given = parser.parse_args(arguments)
+    out = _picture(given, "reconstruct", given.image, given.tokenizer or given.model)
+    from maskimg.marks import mark
+    from maskimg.recipe import write_png
+
     if given.tokenizer:
         restored = _reconstruct_alone(given)
     else:
         restored = load_pipeline(given).reconstruct(given.image, size=given.size)
-    restored.image.save(png_path(given.out), format="PNG")
+    write_png(restored.image, mark("reconstruct"), out, force=given.force)
     for name, value in restored.facts().items():
         print(f"{name}: {value}")
     print(f"done: in {given.out}")
+
+
+def _picture(given: Namespace, task: str, *inputs: str) -> Path:
+    """--out of a command that writes one picture, checked before the work."""
+    (path,) = outputs(given, task, {"out": ".png"}, inputs)
+    assert path is not None  # it is required
+    return path
 
 
 def _reconstruct_alone(given: Namespace) -> Any:
@@ -240,16 +276,20 @@ def doubts(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to judge")
     add_model(parser)
     parser.add_argument("--out", type=str, required=True, help="PNG to write: the picture, redder where it looks wrong")
+    add_force(parser)
     add_asking(parser)
     add_machine(parser)
     given = parser.parse_args(arguments)
+    out = _picture(given, "doubts", given.image, given.model)
+    from maskimg.marks import mark
     from maskimg.pipeline import opened
+    from maskimg.recipe import write_png
     from vqgan.images import heat_map, pad_square
 
     pipeline = load_pipeline(given)
     square, box = pad_square(opened(given.image), pipeline.image_size)
     chances = pipeline.doubts(to_prompt(given), pipeline.encode(square)).sigmoid()[0].cpu()
-    heat_map(square, chances).crop(box).save(png_path(given.out), format="PNG")
+    write_png(heat_map(square, chances).crop(box), mark("doubts"), out, force=given.force)
     worst = divmod(int(chances.argmax()), chances.shape[1])
     print(
         f"done: tokens that look wrong: {chances.mean():.0%} expected, most of all row {worst[0] + 1}, column "

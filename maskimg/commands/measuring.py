@@ -12,11 +12,11 @@ from maskimg.commands.options import (
     SOURCE,
     Parser,
     Refused,
+    add_force,
     add_machine,
     add_sampler,
-    file_path,
     load_pipeline,
-    png_path,
+    outputs,
     say_bad,
     to_sampler,
 )
@@ -39,18 +39,23 @@ def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--classifier-steps", type=int, default=600, help="of our own classifier; 0 leaves it out")
     parser.add_argument("--json", type=str, help="file to write the figures to")
     parser.add_argument("--sheet", type=str, help="PNG to write: originals, reconstructions and errors")
+    add_force(parser)
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args(arguments)
     _check_evaluation(given)
-    sheet = png_path(given.sheet, "--sheet") if given.sheet else None
+    inputs = (given.tokenizer, given.folder)
+    figures, sheet = outputs(given, "eval-tokenizer", {"json": "", "sheet": ".png"}, inputs)
     import dataclasses
 
     from tqdm import tqdm
 
     from maskimg.evaluate import describe, evaluate_tokenizer, judge_for, reconstruction_sheet
     from maskimg.hardware import pick_device
+    from maskimg.marks import mark
+    from maskimg.outputs import write_figures
     from maskimg.outside import load_inception, load_lpips
+    from maskimg.recipe import write_png
 
     device = pick_device(given.device)
     tokenizer, size = _tokenizer(given.tokenizer)
@@ -66,12 +71,10 @@ def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
     )
     kind = "held-out " if report.held_out else ""
     print(f"{report.pictures} {kind}pictures of {report.size[1]}x{report.size[0]} pixels\n\n{describe(report)}")
-    if given.json:
-        from vqgan.files import write_json
-
-        write_json(Path(given.json), dataclasses.asdict(report))
+    if figures:
+        write_figures(dataclasses.asdict(report), "eval-tokenizer", figures, force=given.force)
     if sheet:
-        reconstruction_sheet(tokenizer, pictures).save(sheet, format="PNG")
+        write_png(reconstruction_sheet(tokenizer, pictures), mark("eval-tokenizer"), sheet, force=given.force)
     written = [f"`{path}`" for path in (given.json, given.sheet) if path]
     print(f"\ndone{': in ' + ' and '.join(written) if written else ''}")
 
@@ -83,19 +86,21 @@ def eval(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="sample i uses seed + i")
     parser.add_argument("--json", type=str, help="file to write the figures to")
     parser.add_argument("--sheet", type=str, help="PNG to write: samples above their nearest training pictures")
+    add_force(parser)
     parser.add_argument("--write", action="store_true", help="put the figures into the model's card and pipeline.json")
     add_sampler(parser)
     given = parser.parse_args(arguments)
-    figures = file_path(given.json, "--json") if given.json else None
-    page = png_path(given.sheet, "--sheet") if given.sheet else None
+    figures, page = outputs(given, "eval", {"json": "", "sheet": ".png"}, (given.model, given.folder))
     import dataclasses
 
     from tqdm import tqdm
 
     from maskimg import quality
     from maskimg.evaluate import judge_for
+    from maskimg.marks import mark
+    from maskimg.outputs import write_figures
     from maskimg.outside import load_inception
-    from vqgan.files import write_json
+    from maskimg.recipe import write_png
 
     pipeline = load_pipeline(given)
     _check_generator(given)
@@ -112,9 +117,9 @@ def eval(parser: Parser, arguments: list[str]) -> None:
     )
     print(quality.describe(report))
     if figures:
-        write_json(figures, dataclasses.asdict(report))
+        write_figures(dataclasses.asdict(report), "eval", figures, force=given.force)
     if page:
-        quality.nearest_page(samples, reference, nearest).save(page, format="PNG")
+        write_png(quality.nearest_page(samples, reference, nearest), mark("eval"), page, force=given.force)
     if given.write:
         _write_quality(given, report, _command("eval", arguments))
     written = [f"`{path}`" for path in (given.json, given.sheet, given.write and given.model) if path]
@@ -129,6 +134,7 @@ def tune(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--candidates", type=int, default=18, help="samplers that are tried for each of them")
     parser.add_argument("--count", type=int, default=400, help="pictures of a whole measurement")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument("--force", action="store_true", help="replace a pareto.png in OUT that maskimg did not make")
     parser.add_argument("--write", action="store_true", help="put the presets into the model, its recipe and its card")
     add_machine(parser)
     given = parser.parse_args(arguments)
@@ -138,11 +144,17 @@ def tune(parser: Parser, arguments: list[str]) -> None:
     from maskimg import tune as tuning
     from maskimg.card import amend, weights_in
     from maskimg.evaluate import kept_judge
+    from maskimg.marks import mark
+    from maskimg.outputs import require_free
     from maskimg.pipeline import locate_model
+    from maskimg.recipe import write_png
 
+    budgets, out = _budgets(given.budgets), Path(given.out)
+    tuning.require_directory(out)
+    inputs = (given.model, given.folder)
+    require_free(out / "pareto.png", task="tune", force=given.force, inputs=inputs, option="--out")
     pipeline = load_pipeline(given)
     _check_generator(given)
-    budgets, out = _budgets(given.budgets), Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     pictures = _pictures_of_model(given, pipeline, out / "pictures")
     about = {"model": weights_in(locate_model(given.model)), "pictures": pictures.fingerprint}
@@ -152,7 +164,7 @@ def tune(parser: Parser, arguments: list[str]) -> None:
     found = tuning.tune(bench, budgets=budgets, candidates=given.candidates, count=given.count, seed=given.seed)
     text = "\n".join(tuning.table(found))
     plot = tuning.pareto_plot(list(bench.trials.values()), found, tuning.floor_of(reference, given.count))
-    plot.save(out / "pareto.png", format="PNG")
+    write_png(plot, mark("tune"), out / "pareto.png", force=given.force)
     print(text)
     if given.write:
         command = _command("tune", arguments)
@@ -222,8 +234,6 @@ def _check_evaluation(given: Namespace) -> None:
         raise Refused("--count must be 1 or more, --classifier-steps and --size 0 or more")
     if given.held_out is not None and not 0 < given.held_out <= 1:
         raise Refused(f"--held-out must be more than 0 and at most 1, got {given.held_out}")
-    if given.json:
-        file_path(given.json, "--json")
 
 
 def _pictures_to_measure(given: Namespace, size: int, stride: int) -> Any:
@@ -263,36 +273,39 @@ def check_data(parser: Parser, arguments: list[str]) -> int:
     parser.add_argument("source", type=str, help=SOURCE)
     parser.add_argument("--jobs", type=int, help="pictures decoded at a time; if not given, one for each core")
     parser.add_argument("--out", type=str, help="text file to write: what cannot be read and why, a line each")
+    add_force(parser)
     given = parser.parse_args(arguments)
     if given.jobs is not None and given.jobs < 1:
         raise Refused(f"--jobs must be 1 or more, got {given.jobs}")
-    if given.out and Path(given.out).is_dir():
-        raise Refused(f"--out must name a file, and `{given.out}` is a folder")
+    (out,) = outputs(given, "check-data", {"out": ""}, (given.source,))
     from tqdm import tqdm
 
     from maskimg.check import check_pictures, describe
-    from maskimg.pictures import list_pictures, write_bad
+    from maskimg.outputs import write_lines
+    from maskimg.pictures import bad_lines, list_pictures
 
     report = check_pictures(list_pictures(given.source), jobs=given.jobs, progress=tqdm)
     print(describe(report))
-    if given.out:
-        Path(given.out).parent.mkdir(parents=True, exist_ok=True)
-        write_bad(report.bad, Path(given.out))
-        print(f"done: {len(report.bad)} lines in {given.out}")
+    if out:
+        write_lines(bad_lines(report.bad), "check-data", out, force=given.force)
+        print(f"done: {len(report.bad)} pictures that cannot be read, in {out}")
     return 1 if report.bad else 0
 
 
 def plot(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("runs", type=str, nargs="+", help="models, their .training directories, or single stages of it")
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
+    add_force(parser)
     given = parser.parse_args(arguments)
+    (out,) = outputs(given, "plot", {"out": ".png"}, given.runs)
     from maskimg.curves import draw_runs, find_runs
+    from maskimg.marks import mark
+    from maskimg.recipe import write_png
 
-    out = png_path(given.out)
     runs = find_runs(given.runs)
     for run in runs:
         if run.log.damaged:
             where = f"{run.name}, {run.stage}" if run.stage else run.name
             print(f"left out: {run.log.damaged} damaged lines in the log of {where}", file=sys.stderr)
-    draw_runs(runs).save(out, format="PNG")
+    write_png(draw_runs(runs), mark("plot"), out, force=given.force)
     print(f"done: in {out}")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -159,20 +160,35 @@ def to_label(given: list[str] | None) -> dict[str, str] | str | None:
     return named or (plain[0] if plain else None)
 
 
-def png_path(text: str, option: str = "--out") -> Path:
-    path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise Refused(f"{option} must end in .png, got `{text}`")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def add_force(parser: Parser) -> None:
+    parser.add_argument(
+        "--force", action="store_true", help="replace a file that maskimg did not make; never one that is read"
+    )
 
 
-def file_path(text: str, option: str) -> Path:
-    path = Path(text)
-    if path.is_dir():
-        raise Refused(f"{option} must name a file, and `{text}` is a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def outputs(
+    given: Namespace, task: str, suffixes: dict[str, str], inputs: Iterable[str | None], folder: str | None = None
+) -> list[Path | None]:
+    """The files that a command is asked to write, each checked before the work; None for those it is not asked for.
+
+    Args:
+        suffixes: for the name of each option, what its file must end in; nothing if that does not matter.
+        inputs: what is read, and must not be replaced.
+        folder: what else the command writes.
+    """
+    from maskimg.outputs import require_apart, require_free
+
+    files: dict[str, Path | None] = {}
+    for name, suffix in suffixes.items():
+        option, text = f"--{name}", given[name]
+        files[option] = None if text is None else Path(text)
+        if text is None:
+            continue
+        if suffix and Path(text).suffix.lower() != suffix:
+            raise Refused(f"{option} must end in {suffix}, got `{text}`")
+        require_free(Path(text), task=task, force=given.force, inputs=inputs, option=option)
+    require_apart(files, Path(folder) if folder else None)
+    return list(files.values())
 
 
 def check_out(out: Path) -> None:

@@ -15,11 +15,13 @@ from PIL import Image
 from maskimg import pictures as reading
 from maskimg.codes import PICTURE, CodeCache, encode_pictures, read_codes
 from maskimg.hardware import pick_device
+from maskimg.marks import mark
 from maskimg.memorisation import Memorisation, compare, nearest_sheet
 from maskimg.metrics import code_usage, psnr
 from maskimg.pictures import Listing, Pictures
 from maskimg.pipeline import Pipeline
 from maskimg.reader import SourceConfig
+from maskimg.recipe import write_png
 from maskimg.sampler import Sampler
 from maskimg.source_pictures import both, kind_of, read_sources
 from maskimg.sources import size_of
@@ -398,7 +400,8 @@ def check_memorisation(
     samples = pipeline.generator.generate(count, condition, sampler=pipeline.recipe, seeds=torch.arange(count)).cpu()
     report, found = compare(samples, unseen.codes[0, :1024], training.codes[:4, :100_000])
     originals = normalize(pictures.part(held_out=False).pixels[found.index])
-    nearest_sheet(pipeline.decode(samples).cpu(), originals, found.shares).save(path)
+    page = nearest_sheet(pipeline.decode(samples).cpu(), originals, found.shares)
+    write_png(page, mark("train"), path, force=True)
     return report
 
 

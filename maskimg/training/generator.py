@@ -12,9 +12,11 @@ from torch import nn
 from maskimg.codes import CodeCache
 from maskimg.conditions import Condition
 from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
+from maskimg.marks import mark
 from maskimg.maskgit import MaskGit, Predictions
 from maskimg.metrics import guessing_loss, losses_by_mask_ratio, monochrome_warning, token_accuracy
 from maskimg.noise import Chance
+from maskimg.recipe import write_png
 from maskimg.sampler import Sampler
 from maskimg.training import ranks
 from maskimg.training.early import Best
@@ -294,7 +296,8 @@ def _show_samples(
     """`draw_samples`, and their sheet in the run's directory."""
     images = draw_samples(model, decode, sampler or Sampler(), unseen)
     with run.sparing():
-        sheet([to_pil(image) for image in images], 8).save(run.directory / "samples.png")
+        page = sheet([to_pil(image) for image in images], 8)
+        write_png(page, mark("train-generator"), run.directory / "samples.png", force=True)
     run.picture("samples.png")
     return images
 

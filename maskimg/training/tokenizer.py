@@ -12,9 +12,11 @@ from tqdm import tqdm
 from maskimg.charts import usage_chart
 from maskimg.evaluate import train_judge
 from maskimg.hardware import autocast, pick_device, pick_dtype
+from maskimg.marks import mark
 from maskimg.metrics import codebook_warning, monochrome_warning
 from maskimg.noise import Chance, Source, rand
 from maskimg.pictures import Pictures, move
+from maskimg.recipe import write_png
 from maskimg.training import ranks
 from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
 from maskimg.training.update import Update
@@ -294,7 +296,7 @@ def write_reconstructions(model: Tokenizer, pixels: torch.Tensor, path: Path, co
     images = normalize(pixels[chosen]).to(next(model.parameters()).device)
     restored = model.decode(model.encode(images))
     pairs = [[to_pil(image), to_pil(back)] for image, back in zip(images, restored, strict=True)]
-    paired_sheet(pairs, min(16, len(pairs))).save(path)
+    write_png(paired_sheet(pairs, min(16, len(pairs))), mark("train-tokenizer"), path, force=True)
 
 
 def _use(usage: CodeUsage) -> dict[str, float]:
@@ -304,7 +306,8 @@ def _use(usage: CodeUsage) -> dict[str, float]:
 def _write_sheets(run: Run, model: Tokenizer, unseen: torch.Tensor, usage: CodeUsage) -> None:
     with run.sparing():
         write_reconstructions(model, unseen, run.directory / "reconstructions.png")
-        usage_chart(usage.counts.tolist()).save(run.directory / "codebook.png")
+        chart = usage_chart(usage.counts.tolist())
+        write_png(chart, mark("train-tokenizer"), run.directory / "codebook.png", force=True)
     for name in ("reconstructions.png", "codebook.png"):
         run.picture(name)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maskimg.training.logs import is_number
+from vqgan.writing import atomic_file
 
 EXTRAS = {"tensorboard": "tb", "trackio": "track", "wandb": "wandb"}  # by the name that --track takes
 
@@ -171,6 +172,6 @@ def _module(name: str) -> Any:
 def _identifier(directory: Path) -> str:
     path = directory / "tracker-id"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
+        with atomic_file(path) as temporary:
+            temporary.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()

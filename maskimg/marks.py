@@ -1,0 +1,100 @@
+"""How a file says that maskimg made it: by the recipe it was drawn with, or by a mark where there is no recipe.
+
+A PNG holds it as text under `maskimg`, a JSON file under the key `maskimg`, an array (.npz) in the comment of its
+archive, and a text file in its first line. Only the text in front of a PNG's pixels is read, so that a picture that was
+cut off, or that is larger than what may be opened, still says whose it is.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from maskimg import __version__
+
+KEY = "maskimg"
+MAX_TEXT = 65536  # bytes of a recipe or mark
+MAX_JSON = 64_000_000  # bytes of a JSON file; ours are far smaller
+PNG, ZIP, LINE = b"\x89PNG\r\n\x1a\n", b"PK", b"# {"
+# An iTXt chunk that is not compressed and names no language.
+PNG_TEXT = KEY.encode() + bytes(5)
+
+
+def mark(task: str) -> dict[str, Any]:
+    """What a file of ours that no sampler drew says of itself."""
+    return {"task": task, "version": __version__}
+
+
+def mark_in(path: Path) -> dict[str, Any] | None:
+    """The recipe or mark in a file, or None where there is none; {} in a PNG of ours that ends before its recipe does.
+
+    What cannot be read is not taken for ours either.
+    """
+    try:
+        return _found(path)
+    except OSError:
+        return None
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON that UTF-8 can hold, whatever bytes the names in it have: what is no text becomes an escape of JSON's."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
+def marked(figures: dict[str, Any], task: str) -> dict[str, Any]:
+    """Figures under their mark."""
+    return {KEY: mark(task), **figures}
+
+
+def _found(path: Path) -> dict[str, Any] | None:
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(ZIP):
+        return _checked(_parsed(_comment(path)))
+    if start.startswith(LINE):
+        with path.open("rb") as file:
+            return _checked(_parsed(file.readline(MAX_TEXT)[2:]))
+    if start.startswith(b"{"):
+        return _checked(_parsed(path.read_bytes())) if path.stat().st_size <= MAX_JSON else None
+    return _mark_in_png(path)
+
+
+def _mark_in_png(path: Path) -> dict[str, Any] | None:
+    with path.open("rb") as file:
+        # The signature may be damaged: what counts is a chunk of ours.
+        file.seek(len(PNG))
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if kind in (b"IDAT", b"IEND"):
+                return None
+            content = file.read(min(length, MAX_TEXT + len(PNG_TEXT))) if kind == b"iTXt" else b""
+            if content.startswith(PNG_TEXT):
+                cut_off = len(content) < min(length, MAX_TEXT)
+                return {} if cut_off else _valid(_parsed(content[len(PNG_TEXT) :]))
+            file.seek(length - len(content) + 4, 1)
+    return None
+
+
+def _comment(path: Path) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment
+    except zipfile.BadZipFile:
+        return b""
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # also where it is no UTF-8
+        return None
+
+
+def _checked(content: Any) -> dict[str, Any] | None:
+    return _valid(content.get(KEY)) if isinstance(content, dict) else None
+
+
+def _valid(found: Any) -> dict[str, Any] | None:
+    """Recipes and marks have these two in common; `{"maskimg": 0.3}` in somebody's own table has not."""
+    named = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("task", "version"))
+    return found if named else None
