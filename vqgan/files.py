@@ -90,6 +90,15 @@ def verify(directory: str | Path, *, everything: bool = False) -> None:
                 raise ModelError(f"`{path}` is not listed in the manifest: move it away, or train the model again")
 
 
+def is_whole(directory: Path) -> bool:
+    """Whether `verify` finds nothing wrong."""
+    try:
+        verify(directory)
+    except ModelError:
+        return False
+    return True
+
+
 def has_part(directory: Path, part: str) -> bool:
     """Whether the folder `part` of a verified directory belongs to it, as the manifest says.
 

@@ -21,11 +21,12 @@ class InTheWay(files.ModelError):
 
     Attributes:
         fault: what is in the way, without the advice what to do.
+        changed: whether it is a file of maskimg's own that is not as it was written, and nothing else.
     """
 
-    def __init__(self, message: str, fault: str = ""):
+    def __init__(self, message: str, fault: str = "", *, changed: bool = False):
         super().__init__(message)
-        self.fault = fault or message
+        self.fault, self.changed = fault or message, changed
 
 
 def require_place(path: str | Path) -> tuple[Path, Known]:
@@ -71,11 +72,6 @@ def require_movable(path: str | Path) -> Path:
     return place
 
 
-def is_ours(directory: Path) -> bool:
-    """Whether a directory has a manifest of maskimg's, whatever else is in it."""
-    return _listed(directory) is not None
-
-
 def entries(directory: Path, below: str = "") -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     """Everything below `directory`, by its path there; links are not followed."""
     with os.scandir(directory) as found:
@@ -118,7 +114,8 @@ def _known(place: Path) -> Known:
         (name for name in sizes if files.checksum(place / name) != expected[name]["sha256"]), None
     )
     if changed:
-        raise _in_the_way(f"`{place / changed}` was changed since maskimg wrote it")
+        fault = f"`{place / changed}` was changed since maskimg wrote it"
+        raise InTheWay(f"{fault}: {ADVICE}", fault, changed=True)
     return known
 
 

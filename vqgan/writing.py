@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vqgan import files
-from vqgan.places import InTheWay, Known, entries, is_ours, require_movable, require_place, stamp
+from vqgan.places import InTheWay, Known, entries, require_movable, require_place, stamp
 
 MARK, LONGEST = ".maskimg-", 120  # of NAME in a temporary name: file systems allow 255 bytes in all
 LOCK = "lock"  # in a directory of working files
@@ -154,16 +154,19 @@ def require_amendable(path: str | Path) -> Path:
     return place
 
 
-def make_way(path: Path) -> None:
-    """Before a working file is made again: where it cannot be replaced it gets another name, and that is said.
+def make_way(path: Path, *, working: bool = False) -> None:
+    """Before a working directory is made again: where it cannot be replaced it gets another name, and that is said.
+
+    Args:
+        working: its folder is known to be one of working files; else a lock in it shows that.
 
     Raises:
-        InTheWay: it is neither a damaged directory of maskimg's nor in a directory of working files.
+        InTheWay: it holds somebody else's files and is not in a directory of working files.
     """
     try:
         require_place(path)
     except InTheWay as error:
-        if not is_ours(path) and not (path.parent / LOCK).is_file():
+        if not (error.changed or working or (path.parent / LOCK).is_file()):
             raise
         print(f"{error.fault}: it is now `{set_aside(path).name}`, and is made again", file=sys.stderr)
 
