@@ -1,7 +1,6 @@
 """What is found out about a model later goes into its directory: into pipeline.json and, in words, into its card."""
 
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from vqgan import files, writing
 
 
 def amend(directory: str | Path, change: Callable[[dict[str, Any]], None], title: str, text: str) -> None:
-    """Let `change` alter what pipeline.json holds, and put `text` under `title` into README.md; weights stay.
+    """Let `change` alter what pipeline.json holds, and put `text` under `title` into README.md; all else stays.
+
+    What somebody wrote into the card or put beside it is kept, too.
 
     Raises:
         ModelError: it is no model directory, or a damaged one.
@@ -19,12 +20,10 @@ def amend(directory: str | Path, change: Callable[[dict[str, Any]], None], title
     files.verify(directory)
     about = files.read_json(directory / "pipeline.json")
     change(about)
-    with writing.atomic_directory(directory) as temporary:
-        shutil.copytree(directory, temporary, dirs_exist_ok=True)
-        files.write_json(temporary / "pipeline.json", about)
-        card = temporary / "README.md"
-        before = card.read_text(encoding="utf-8") if card.is_file() else f"# {directory.name}\n"
-        card.write_text(with_section(before, title, text), encoding="utf-8")
+    card = directory / "README.md"
+    before = card.read_text(encoding="utf-8") if card.is_file() else f"# {about.get('name', directory.name)}\n"
+    changes = {"pipeline.json": files.json_text(about), "README.md": with_section(before, title, text)}
+    writing.amend_directory(directory, changes)
 
 
 def weights_in(directory: str | Path) -> dict[str, str]:

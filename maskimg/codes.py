@@ -219,6 +219,9 @@ def encode_pictures(
     if ranks.of_first(kept is not None):
         return kept or read_codes(directory)
 
+    if ranks.is_first():
+        writing.make_way(Path(directory))
+
     # Training pictures first: each part is then one piece of the file, and is mapped rather than copied.
     order = torch.argsort(pictures.held_out.int(), stable=True)
     batches = order.split(BATCH)

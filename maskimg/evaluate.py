@@ -299,17 +299,17 @@ def kept_judge(kept: Path, pictures: Pictures, steps: int, *, progress=None) -> 
     """`judge_for`, trained once and kept in the directory `kept`.
 
     Raises:
-        ModelError: what is kept there is damaged, or knows other classes.
+        ModelError: what is kept there knows other classes.
     """
     field = judged_field(pictures)
-    if not kept.exists() or field is None:
+    if field is None or not files.is_whole(kept):
+        writing.make_way(kept)
         judge = judge_for(pictures, steps, progress=progress)
         if not isinstance(judge, NotMeasured):
             with writing.atomic_directory(kept) as directory:
                 about = {"classes": judge.classifier.head.out_features, "steps": steps}
                 files.write_module(directory, about, judge.classifier)
         return judge
-    files.verify(kept)
     device = pick_device()
     classifier = files.read_weights(kept, Classifier(len(list(pictures.fields.values())[field])))
     return Judge(classifier.to(device).eval(), device, pick_dtype("auto", device))

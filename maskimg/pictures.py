@@ -96,6 +96,7 @@ def read_pictures(listing: Listing, size: int, cache: str | Path, *, max_bad: fl
     except files.ModelError:
         pass  # nothing there yet, or a half-finished or damaged cache: decode again
 
+    writing.make_way(cache)
     with writing.atomic_directory(cache) as temporary:
         bad = _decode(listing, size, temporary / "pixels.u8", progress)
         _require_few_bad(listing, bad, max_bad)

@@ -527,7 +527,7 @@ class Pipeline:
         try:
             net = read_network(directory / "generator")
             critic = None
-            if (directory / "critic").is_dir():
+            if files.has_part(directory, "critic"):
                 critic = TokenCritic(files.read_config(directory / "critic", TransformerConfig))
                 files.read_weights(directory / "critic", critic)
             heads = about.get("heads", [])
@@ -536,13 +536,13 @@ class Pipeline:
             )
             if heads:
                 files.read_weights(directory / "heads", generator.heads)
-            other = directory / "source_tokenizer"
+            other = files.has_part(directory, "source_tokenizer")
             return cls(
                 Tokenizer.from_directory(directory / "tokenizer"),
                 generator,
                 labels=about["labels"],
                 words=read_words(about.get("words")),
-                source_tokenizer=Tokenizer.from_directory(other) if other.is_dir() else None,
+                source_tokenizer=Tokenizer.from_directory(directory / "source_tokenizer") if other else None,
                 recipe=Sampler(**about["recipe"]),
                 presets={name: Sampler(**numbers) for name, numbers in about.get("presets", {}).items()},
                 about=about,

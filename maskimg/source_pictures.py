@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from maskimg.pictures import Pictures, list_pictures, read_pictures
 from maskimg.sources import DataError
+from vqgan import writing
 from vqgan.images import normalize, to_uint8
-from vqgan.writing import atomic_file, take_room
 
 TRANSFORMS = ("grey", "edges", "lowres")
 
@@ -91,10 +91,10 @@ def _transformed(name: str, pictures: Pictures, path: Path) -> Pictures:
     """Every picture's source, in a memory-mapped file, written by the first process that needs it."""
     fingerprint = _digest(f"{name} of {pictures.fingerprint} at {pictures.size}")
     shape, path = tuple(pictures.pixels.shape), path.with_name(f"{fingerprint[:16]}-{path.name}")
-    if not path.is_file():
-        with atomic_file(path) as temporary:
-            take_room(temporary, math.prod(shape))
-            pixels = np.memmap(temporary, np.uint8, "r+", shape=shape)
+    if not path.is_file() or path.stat().st_size != math.prod(shape):
+        with writing.atomic_file(path) as unfinished:
+            writing.take_room(unfinished, math.prod(shape))
+            pixels = np.memmap(unfinished, np.uint8, "r+", shape=shape)
             for places in torch.arange(len(pixels)).split(256):
                 pixels[places.numpy()] = to_uint8(transform(name, normalize(pictures.pixels[places]))).numpy()
             pixels.flush()

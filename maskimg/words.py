@@ -204,7 +204,8 @@ def encode_captions(words: Words, captions: Sequence[str], directory: Path, *, p
 
     key = hashlib.sha256(repr((words.numbers, list(captions))).encode()).hexdigest()
     kept = directory / f"words-{key[:16]}"
-    if not (kept / files.MANIFEST).is_file():
+    if not files.is_whole(kept):
+        writing.make_way(kept)
         batches = [captions[start : start + 64] for start in range(0, len(captions), 64)]
         parts = []
         for batch in progress(batches, desc="reading captions") if progress else batches:

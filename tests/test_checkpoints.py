@@ -15,8 +15,9 @@ from torch import nn
 
 from maskimg.codes import CodeCache
 from maskimg.training import checkpoints
+from maskimg.training.alone import only_trainer
 from maskimg.training.averages import Ema
-from maskimg.training.checkpoints import Checkpoints, fill, only_trainer, read_state, tensors_of
+from maskimg.training.checkpoints import Checkpoints, fill, read_state, tensors_of
 from maskimg.training.errors import TrainingError
 from maskimg.training.generator import GeneratorTraining, train_generator
 from maskimg.training.run import Budget, Run
@@ -175,7 +176,7 @@ def test_a_second_trainer_in_a_folder_is_refused_and_told_who_is_there(tmp_path)
 
 def test_the_lock_of_a_killed_trainer_does_not_outlive_it(tmp_path):
     script = (
-        "import os, sys, pathlib; from maskimg.training.checkpoints import only_trainer\n"
+        "import os, sys, pathlib; from maskimg.training.alone import only_trainer\n"
         "with only_trainer(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, timeout=120)

@@ -72,13 +72,11 @@ def test_a_directory_comes_back_as_it_was_written(tmp_path):
     assert _leftovers(path.parent) == []
 
 
-def test_a_new_directory_replaces_the_old_one(tmp_path):
+def test_a_new_directory_replaces_an_old_one_of_maskimgs_own(tmp_path):
     path = _write(tmp_path / "model", seed=0)
-    (path / "notes.txt").write_text("of the old one")
     _write(path, seed=1)
     assert torch.equal(_read(path).weight, _layer(1).weight)
-    assert not (path / "notes.txt").exists()
-    assert _leftovers(tmp_path) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -1,7 +1,8 @@
 """What is in a model directory: safetensors, JSON and a manifest, and how it is read and verified.
 
-No pickle is ever opened. Loading checks size and SHA-256 of every file, because safetensors itself notices a truncated
-file but not a flipped bit. `vqgan.writing` puts such directories in their place.
+No pickle is ever opened. Loading checks size and SHA-256 of every file that it reads, because safetensors itself
+notices a truncated file but not a flipped bit. What people put beside these files, or write into the model's card, does
+not keep it from being loaded. `vqgan.writing` puts such directories in their place.
 """
 
 import dataclasses
@@ -19,6 +20,8 @@ from torch import nn
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+FORMAT = 1  # of a manifest
+SHOWN = (".md", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif")  # files that only people look at
 
 Module = TypeVar("Module", bound=nn.Module)
 Config = TypeVar("Config")
@@ -30,35 +33,85 @@ class ModelError(ValueError):
 
 def write_manifest(directory: Path) -> None:
     """manifest.json: size and SHA-256 of every other file below `directory`."""
-    entries = {name: _fingerprint(directory / name) for name in _files(directory)}
-    write_json(directory / MANIFEST, {"format": 1, "files": entries})
+    write_json(directory / MANIFEST, manifest_of({name: fingerprint(directory / name) for name in _files(directory)}))
 
 
-def verify(directory: str | Path) -> None:
-    """Check every file of `directory` against its manifest.
+def manifest_of(entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What manifest.json holds, from the fingerprint of each file."""
+    return {"format": FORMAT, "files": entries}
+
+
+def read_manifest(directory: Path) -> dict[str, dict[str, Any]]:
+    """The fingerprint of each file that the manifest of `directory` lists.
 
     Raises:
-        ModelError: the directory or its manifest is missing, or a file is missing, cut off or altered.
+        ModelError: it has no manifest, or one that is damaged or not of maskimg.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise ModelError(f"there is no model directory `{directory}`")
     if not (directory / MANIFEST).is_file():
         raise ModelError(f"`{directory}` is not a finished maskimg model: it has no {MANIFEST}")
     listed = read_json(directory / MANIFEST).get("files")
     if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
         raise ModelError(f"`{directory / MANIFEST}` is damaged: download or train the model again")
+    return listed
+
+
+def verify(directory: str | Path, *, everything: bool = False) -> None:
+    """Check the files of `directory` that are read against its manifest.
+
+    Its card and the card's pictures may be changed or missing, and other files and folders may lie beside its own.
+
+    Args:
+        everything: check the card and its pictures, too.
+
+    Raises:
+        ModelError: the directory or its manifest is missing, or a file is missing, cut off or altered; or a file that
+            the manifest does not list lies where weights or a configuration are read from.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ModelError(f"there is no model directory `{directory}`")
+    listed = read_manifest(directory)
     for name, expected in listed.items():
         path = directory / name
+        if not everything and name.lower().endswith(SHOWN):
+            continue
         if ".." in Path(name).parts or Path(name).is_absolute() or not path.is_file():
             raise ModelError(f"`{path}` is missing: download or train the model again")
         if path.stat().st_size != expected.get("size"):
             raise ModelError(f"`{path}` is incomplete (its size is not the one in the manifest): download it again")
-        if _fingerprint(path) != expected:
+        if fingerprint(path) != expected:
             raise ModelError(f"`{path}` is damaged (its checksum is not the one in the manifest): download it again")
-    for name in _files(directory):
-        if name.endswith((".safetensors", ".json")) and name not in listed:
-            raise ModelError(f"`{directory / name}` is not listed in the manifest: download or train the model again")
+    for folder in {(directory / name).parent for name in listed} | {directory}:
+        # At the top a person may well keep JSON of their own: what is read there always has one name, which is listed.
+        read = (".safetensors",) if folder == directory else (".safetensors", ".json")
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            name = path.relative_to(directory).as_posix()
+            if path.name.endswith(read) and name not in listed and path.is_file():
+                raise ModelError(f"`{path}` is not listed in the manifest: move it away, or train the model again")
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether `verify` finds nothing wrong."""
+    try:
+        verify(directory)
+    except ModelError:
+        return False
+    return True
+
+
+def has_part(directory: Path, part: str) -> bool:
+    """Whether the folder `part` of a verified directory belongs to it, as the manifest says.
+
+    Raises:
+        ModelError: it does not, and yet it holds weights that would be taken for the model's.
+    """
+    if any(name.startswith(f"{part}/") for name in read_manifest(directory)):
+        return True
+    if (directory / part / WEIGHTS).is_file():
+        raise ModelError(
+            f"`{directory / part / WEIGHTS}` is not listed in the manifest: move it away, or train the model again"
+        )
+    return False
 
 
 def write_module(directory: Path, config: dict[str, Any], module: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -125,9 +178,13 @@ def read_weights(directory: Path, module: Module) -> Module:
 
 
 def write_json(path: Path, value: Any) -> None:
-    # Bytes of a name that are no text become an escape of JSON's.
+    path.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """As JSON that UTF-8 can hold, also where a name is none: half a character is escaped, and read back as it was."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -147,6 +204,11 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """What a manifest says about a file."""
+    return {"size": path.stat().st_size, "sha256": checksum(path)}
 
 
 def locate(name: str | Path) -> Path:
@@ -192,7 +254,3 @@ def _tuples(value: Any) -> Any:
 def _files(directory: Path) -> list[str]:
     names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
     return sorted(name for name in names if name != MANIFEST)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": checksum(path)}

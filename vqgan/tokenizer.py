@@ -198,7 +198,7 @@ class Tokenizer(nn.Module):
         if pixels is not None:
             raise files.ModelError(f"`{directory}` says itself what its pixels are: leave `pixels` out")
         files.verify(directory)
-        return cls.from_directory(directory / "tokenizer" if (directory / "tokenizer").is_dir() else directory)
+        return cls.from_directory(directory / "tokenizer" if files.has_part(directory, "tokenizer") else directory)
 
     @classmethod
     def from_directory(cls, directory: Path) -> "Tokenizer":

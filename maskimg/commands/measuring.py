@@ -20,6 +20,7 @@ from maskimg.commands.options import (
     say_bad,
     to_sampler,
 )
+from maskimg.commands.places import working_out
 
 # How many training pictures `eval-tokenizer` reads: to train a classifier with, and only to count codes over.
 MOST_TRAINING, FEW_TRAINING = 10_000, 4_000
@@ -102,8 +103,8 @@ def eval(parser: Parser, arguments: list[str]) -> None:
     from maskimg.outside import load_inception
     from maskimg.recipe import write_png
 
-    pipeline = load_pipeline(given)
     _check_generator(given)
+    pipeline = load_pipeline(given)
     sampler = to_sampler(given, pipeline)
     with tempfile.TemporaryDirectory() as temporary:
         pictures = _pictures_of_model(given, pipeline, Path(temporary) / "pictures")  # mapped beyond their file
@@ -148,23 +149,25 @@ def tune(parser: Parser, arguments: list[str]) -> None:
     from maskimg.outputs import require_free
     from maskimg.pipeline import locate_model
     from maskimg.recipe import write_png
+    from maskimg.training.alone import working_in
 
-    budgets, out = _budgets(given.budgets), Path(given.out)
+    _check_generator(given)
+    budgets = _budgets(given.budgets)
+    out = working_out(given.out, {"FOLDER": given.folder, "MODEL": given.model})
     tuning.require_directory(out)
     inputs = (given.model, given.folder)
     require_free(out / "pareto.png", task="tune", force=given.force, inputs=inputs, option="--out")
     pipeline = load_pipeline(given)
-    _check_generator(given)
-    out.mkdir(parents=True, exist_ok=True)
-    pictures = _pictures_of_model(given, pipeline, out / "pictures")
-    about = {"model": weights_in(locate_model(given.model)), "pictures": pictures.fingerprint}
-    tuning.require_same(out, about | {"classifier": given.classifier_steps})
-    reference = quality.refer(pictures, kept_judge(out / "judge", pictures, given.classifier_steps, progress=tqdm))
-    bench = tuning.Bench(pipeline, reference, out / "log.jsonl", progress=tqdm)
-    found = tuning.tune(bench, budgets=budgets, candidates=given.candidates, count=given.count, seed=given.seed)
-    text = "\n".join(tuning.table(found))
-    plot = tuning.pareto_plot(list(bench.trials.values()), found, tuning.floor_of(reference, given.count))
-    write_png(plot, mark("tune"), out / "pareto.png", force=given.force)
+    with working_in(out):
+        pictures = _pictures_of_model(given, pipeline, out / "pictures")
+        about = {"model": weights_in(locate_model(given.model)), "pictures": pictures.fingerprint}
+        tuning.require_same(out, about | {"classifier": given.classifier_steps})
+        reference = quality.refer(pictures, kept_judge(out / "judge", pictures, given.classifier_steps, progress=tqdm))
+        bench = tuning.Bench(pipeline, reference, out / "log.jsonl", progress=tqdm)
+        found = tuning.tune(bench, budgets=budgets, candidates=given.candidates, count=given.count, seed=given.seed)
+        text = "\n".join(tuning.table(found))
+        plot = tuning.pareto_plot(list(bench.trials.values()), found, tuning.floor_of(reference, given.count))
+        write_png(plot, mark("tune"), out / "pareto.png", force=given.force)
     print(text)
     if given.write:
         command = _command("tune", arguments)
@@ -184,6 +187,10 @@ def _check_generator(given: Namespace) -> None:
         raise Refused("--count must be 1 or more, --classifier-steps 0 or more")
     if given.write and not Path(given.model).is_dir():
         raise Refused(f"--write changes a model directory, and `{given.model}` is none")
+    if given.write:
+        from vqgan.writing import require_amendable
+
+        require_amendable(given.model)
 
 
 def _budgets(text: str) -> list[float]:

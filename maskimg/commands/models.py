@@ -4,7 +4,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from maskimg.commands.options import Parser, Refused, add_machine, check_out
+from maskimg.commands.options import Parser, Refused, add_machine
+from maskimg.commands.places import out_directory
 
 
 def demo(parser: Parser, arguments: list[str]) -> None:
@@ -52,7 +53,7 @@ def convert(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--heads", type=int, help="attention heads of a Halton-MaskGIT of no published size")
     parser.add_argument("--classes", type=int, default=1000, help="that a Google MaskGIT knows")
     given = parser.parse_args(arguments)
-    check_out(Path(given.out))
+    given.out = out_directory(given.out, {"SOURCE": given.source, "the tokenizer": given.tokenizer})
     if given.tokenizer:
         _convert_generator(given)
     else:

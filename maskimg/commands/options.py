@@ -191,12 +191,6 @@ def outputs(
     return list(files.values())
 
 
-def check_out(out: Path) -> None:
-    """Writing replaces the whole directory: that must not be one that maskimg did not write."""
-    if out.exists() and not (out.is_dir() and ((out / "manifest.json").is_file() or not any(out.iterdir()))):
-        raise Refused(f"`{out}` exists and is no model directory of maskimg's: choose a new one")
-
-
 def progress_bar() -> Any:
     """A progress bar, once: of several processes the first has it."""
     from tqdm import tqdm

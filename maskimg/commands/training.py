@@ -6,7 +6,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from maskimg.commands.options import SOURCE, Parser, Refused, add_machine, check_out, progress_bar, say_bad
+from maskimg.commands.options import SOURCE, Parser, Refused, add_machine, progress_bar, say_bad
+from maskimg.commands.places import out_directory
 
 # Of the plan's options, by the name of the part that they set.
 GROUPS = {
@@ -60,21 +61,24 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
     given, plan, listing = _parse_plan(parser, arguments, out="tokenizer directory to write")
     from maskimg.pictures import read_pictures
     from maskimg.training import ranks
+    from maskimg.training.alone import working_in
     from maskimg.training.folder import tokenizer_stage, working_directory
 
     work = working_directory(Path(given.out))
     _allow_tf32(given.dtype)
-    _say_plan(listing, plan, work)
-    with ranks.first_goes_ahead():
-        pictures = read_pictures(listing, plan.size, work / "pictures", max_bad=given.max_bad, progress=progress_bar())
-    tokenizer = tokenizer_stage(
-        pictures, plan, work / "tokenizer",
-        track=given.track, device=given.device, dtype=given.dtype, allow_data_change=given.allow_data_change,
-    )  # fmt: skip
-    if not ranks.is_first():
-        return
-    say_bad(work / "pictures" / "bad.txt")
-    tokenizer.save_pretrained(given.out)
+    with working_in(work, active=ranks.is_first()):
+        _say_plan(listing, plan, work)
+        kept = work / "pictures"
+        with ranks.first_goes_ahead():
+            pictures = read_pictures(listing, plan.size, kept, max_bad=given.max_bad, progress=progress_bar())
+        tokenizer = tokenizer_stage(
+            pictures, plan, work / "tokenizer",
+            track=given.track, device=given.device, dtype=given.dtype, allow_data_change=given.allow_data_change,
+        )  # fmt: skip
+        if not ranks.is_first():
+            return
+        say_bad(kept / "bad.txt")
+        tokenizer.save_pretrained(given.out)
     print(f"done: reconstructions in {work / 'tokenizer' / 'reconstructions.png'}; next, `maskimg encode`")
 
 
@@ -92,6 +96,9 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args(arguments)
+    reads = {"FOLDER": given.folder, "TOKENIZER": given.tokenizer}
+    reads |= {"the source": given.source, "the source's tokenizer": given.source_tokenizer}
+    out = out_directory(given.out, reads, working=True)
     import time
 
     from maskimg.codes import encode_pictures, require_same_codes
@@ -101,9 +108,13 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     from maskimg.pipeline import locate_model
     from maskimg.source_pictures import kind_of, read_sources
     from maskimg.training import ranks
+    from maskimg.training.alone import working_in
     from maskimg.training.folder import source_codes, working_directory
     from vqgan import Tokenizer
+    from vqgan.writing import require_replaceable
 
+    if given.source:
+        require_replaceable(source_codes(out))
     tokenizer = Tokenizer.from_pretrained(locate_model(given.tokenizer)).to(pick_device(given.device))
     if given.size < 1 or given.size % tokenizer.stride or given.versions < 1:
         raise Refused(f"--size must be a multiple of the tokenizer's stride {tokenizer.stride}, --versions 1 or more")
@@ -111,32 +122,31 @@ def encode(parser: Parser, arguments: list[str]) -> None:
         raise Refused("--source-tokenizer goes with --source")
     if given.flips and given.crops is None:
         raise Refused("--flips goes with --crops; with --versions, give --flip")
-    out = Path(given.out)
-    check_out(out)
     crops = Crops(given.size, given.crops, given.flips) if given.crops is not None else None
     listing = list_pictures(given.folder)
     size = crops.source_size if crops else given.size
-    work = working_directory(out)
-    with ranks.first_goes_ahead():
-        pictures = read_pictures(listing, size, work / "pictures", max_bad=given.max_bad, progress=progress_bar())
-    if ranks.is_first():
-        say_bad(work / "pictures" / "bad.txt")
-    require_same_codes(out, tokenizer, pictures)
-    started = time.perf_counter()
-    cache = encode_pictures(
-        tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=progress_bar()
-    )
-    rate = len(cache.names) / (time.perf_counter() - started)
-    if given.source:
+    work, kept = working_directory(out), working_directory(out) / "pictures"
+    with working_in(work, active=ranks.is_first()):
         with ranks.first_goes_ahead():
-            _, sources = read_sources(given.source, pictures, work, max_bad=given.max_bad, progress=progress_bar())
-        other = tokenizer
-        if given.source_tokenizer:
-            other = Tokenizer.from_pretrained(locate_model(given.source_tokenizer)).to(pick_device(given.device))
-        encode_pictures(
-            other, sources, source_codes(out), versions=given.versions, flip=given.flip, crops=crops,
-            kind=kind_of(given.source), progress=progress_bar(),
-        )  # fmt: skip
+            pictures = read_pictures(listing, size, kept, max_bad=given.max_bad, progress=progress_bar())
+        if ranks.is_first():
+            say_bad(kept / "bad.txt")
+        require_same_codes(out, tokenizer, pictures)
+        started = time.perf_counter()
+        cache = encode_pictures(
+            tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=progress_bar()
+        )
+        rate = len(cache.names) / (time.perf_counter() - started)
+        if given.source:
+            with ranks.first_goes_ahead():
+                _, sources = read_sources(given.source, pictures, work, max_bad=given.max_bad, progress=progress_bar())
+            other = tokenizer
+            if given.source_tokenizer:
+                other = Tokenizer.from_pretrained(locate_model(given.source_tokenizer)).to(pick_device(given.device))
+            encode_pictures(
+                other, sources, source_codes(out), versions=given.versions, flip=given.flip, crops=crops,
+                kind=kind_of(given.source), progress=progress_bar(),
+            )  # fmt: skip
     versions, count, h, w = cache.codes.shape
     print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
 
@@ -147,7 +157,9 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     given, plan, cache = _parse_plan(parser, arguments, out="model directory to write", codes=True)
     from maskimg.codes import read_codes, require_tokenizer
     from maskimg.pipeline import locate_model
+    from maskimg.sources import text
     from maskimg.training import ranks
+    from maskimg.training.alone import working_in
     from maskimg.training.folder import generator_stage, source_codes, working_directory
     from vqgan import Tokenizer
 
@@ -163,15 +175,17 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
         require_tokenizer(cache.source, other or tokenizer)
     elif plan.source:
         raise Refused(f"`{given.codes}` holds no sources: give `--source` to `maskimg encode` as well")
-    pipeline = generator_stage(
-        cache, tokenizer, plan, working_directory(out), source_tokenizer=other,
-        track=given.track, device=given.device, dtype=given.dtype, shard=given.shard,
-        allow_data_change=given.allow_data_change,
-    )  # fmt: skip
-    if not ranks.is_first():
-        return
-    pipeline.about.update({"name": out.name, "data": {"pictures": cache.codes.shape[1]}})
-    pipeline.save_pretrained(out)
+    work = working_directory(out)
+    with working_in(work, active=ranks.is_first()):
+        pipeline = generator_stage(
+            cache, tokenizer, plan, work, source_tokenizer=other,
+            track=given.track, device=given.device, dtype=given.dtype, shard=given.shard,
+            allow_data_change=given.allow_data_change,
+        )  # fmt: skip
+        if not ranks.is_first():
+            return
+        pipeline.about.update({"name": text(out.name), "data": {"pictures": cache.codes.shape[1]}})
+        pipeline.save_pretrained(out)
     print(f"done: open it with `maskimg demo --model {out}`")
 
 
@@ -191,6 +205,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
         group.title = GROUPS[name]
     parser.set_defaults(size=0)  # 0: as the pictures are
     given = parser.parse_args(arguments)
+    place = out_directory(given.out, _reads(given, codes), working=True)
     if given.preset not in ("auto", *PRESETS):
         raise Refused(f"--preset must be auto, {' or '.join(PRESETS)}, got `{given.preset}`")
     check_tracker(given.track)
@@ -211,9 +226,21 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     plan = plan_for(count, usual, preset=given.preset, labelled=labelled, minutes=given.minutes, size=given.size)
     parser.set_defaults(dataclasses.asdict(plan))
     given = parser.parse_args(arguments)
+    given.out = str(place)
     values = parser.instantiate(given)
     chosen = Plan(**{field.name: values[field.name] for field in dataclasses.fields(Plan)})
     return given, chosen if chosen.size else dataclasses.replace(chosen, size=plan.size), found
+
+
+def _reads(given: Namespace, codes: bool) -> dict[str, str | None]:
+    """What a training reads, by the words that a person knows it by."""
+    reads = {"the source": given.source, "the source's tokenizer": given.source_tokenizer}
+    if not codes:
+        return {"FOLDER": given.folder, **reads}
+    from maskimg.training.folder import source_codes
+
+    given_codes = source_codes(Path(given.codes))
+    return {"CODES": given.codes, "CODES.source": str(given_codes), "TOKENIZER": given.tokenizer_directory, **reads}
 
 
 def _add_options(parser: Parser, *, out: str, codes: bool) -> None:

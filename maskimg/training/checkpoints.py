@@ -5,14 +5,9 @@ renamed; older ones go when it stands. The newest is the one of the highest step
 pointer that could be wrong.
 """
 
-import contextlib
 import errno
-import importlib.util
-import os
-import shutil
-import socket
+import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +24,7 @@ from vqgan import files, writing
 Part = nn.Module | torch.optim.Optimizer | Ema
 Tensors = dict[str, torch.Tensor]
 FORMAT = 2  # 1: without the position in samples and the skipped steps
-FCNTL = importlib.util.find_spec("fcntl") is not None  # Windows has no such locks
+STEP = re.compile(r"step-\d{9}")
 KEPT = 2  # while training: should the newest be damaged later on, there is another
 
 
@@ -57,6 +52,7 @@ class Checkpoints:
         """
         target = self.directory / f"step-{step:09d}"
         try:
+            writing.make_way(target, working=True)
             with writing.atomic_directory(target) as temporary:
                 for name, tensors in parts.items():
                     _write(temporary / f"{name}.safetensors", tensors)
@@ -67,10 +63,10 @@ class Checkpoints:
                 "repair the disk, then run the same command again"
             ) from error
         for path in self._all()[:-keep]:
-            shutil.rmtree(path, ignore_errors=True)
+            writing.remove_directory(path)
 
     def _all(self) -> list[Path]:
-        return sorted(self.directory.glob("step-*"))
+        return sorted(path for path in self.directory.glob("step-*") if STEP.fullmatch(path.name))
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -146,38 +142,6 @@ def _require_same(path: Path, found: set[str], expected: set[str]) -> None:
         odd = sorted(found ^ expected)[0]
         side = "not expected" if odd in found else "missing"
         raise files.ModelError(f"`{path}` does not fit this run: `{odd}` is {side}")
-
-
-@contextlib.contextmanager
-def only_trainer(directory: Path, *, active: bool = True) -> Iterator[None]:
-    """Inside, no other process can train in `directory`; the lock goes with this process, however it ends.
-
-    Args:
-        active: not where another process of the same training holds the lock.
-
-    Raises:
-        TrainingError: another one does.
-    """
-    if not active or not FCNTL:
-        yield
-        return
-    import fcntl
-
-    with (directory / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            file.seek(0)
-            raise TrainingError(
-                f"`{directory}` is being trained in by {file.read().strip() or 'another process'}: wait for it, "
-                "or choose another --out"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
 
 
 def _write(path: Path, tensors: Tensors) -> None:

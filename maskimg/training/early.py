@@ -49,6 +49,7 @@ class Best:
             module.load_state_dict(load_file(self.directory / "model.safetensors"))
 
     def _keep(self, loss: float, averaged: nn.Module) -> None:
+        writing.make_way(self.directory)
         with writing.atomic_directory(self.directory) as directory:
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
             save_file(tensors, directory / "model.safetensors")

@@ -24,14 +24,15 @@ from maskimg.reader import SourceConfig
 from maskimg.recipe import write_png
 from maskimg.sampler import Sampler
 from maskimg.source_pictures import both, kind_of, read_sources
-from maskimg.sources import size_of
+from maskimg.sources import size_of, text
 from maskimg.training import ranks
+from maskimg.training.alone import working_in
 from maskimg.training.generator import GeneratorTraining, guessed_loss, held_out_loss, train_critic, train_generator
 from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskimg.transformer import TransformerConfig
 from maskimg.words import FrozenWords, WordPieces, Words
-from vqgan import Tokenizer, TokenizerConfig, files
+from vqgan import Tokenizer, TokenizerConfig, files, writing
 from vqgan.images import ImageError, normalize
 
 CHANNELS = {1: (64,), 2: (64, 96), 3: (48, 96, 192), 4: (48, 96, 192, 256)}  # by log2 of the stride
@@ -198,9 +199,34 @@ def train_folder(
 
     Raises:
         Stopped: interrupted; a rerun continues.
-        DataError, ModelError, TrainingError: with a sentence each.
+        InTheWay: `out`, or the directory of working files beside it, holds other files.
+        DataError, ModelError, TrainingError: with a sentence each; among them, another process trains there.
     """
     out = Path(out)
+    if ranks.is_first():
+        writing.require_replaceable(out)
+    with working_in(working_directory(out), active=ranks.is_first()):
+        return _train_stages(
+            listing, plan, out, about or {},
+            max_bad=max_bad, progress=progress, shard=shard,
+            track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
+        )  # fmt: skip
+
+
+def _train_stages(
+    listing: Listing,
+    plan: Plan,
+    out: Path,
+    about: dict,
+    *,
+    device: str,
+    dtype: str,
+    max_bad: float,
+    track: str | None,
+    progress,
+    shard: bool,
+    allow_data_change: bool,
+) -> Pipeline:
     work = working_directory(out)
     started = time.perf_counter()
     sources = None
@@ -231,18 +257,22 @@ def train_folder(
     memorisation = check_memorisation(pipeline, cache, pictures, work / "generator" / "nearest.png")
     pipeline.about.update(
         {
-            "name": out.name,
-            "data": {"folder": listing.source.name, "pictures": len(pictures.names), "held_out": len(unseen.names)},
+            "name": text(out.name),
+            "data": {
+                "folder": text(listing.source.name),
+                "pictures": len(pictures.names),
+                "held_out": len(unseen.names),
+            },
             "example": commonest_label(cache),
-            **(about or {}),
+            **about,
             "measured": measure(pipeline, cache, unseen, work),
             "memorisation": {**dataclasses.asdict(memorisation), "in_words": memorisation.sentence},
             "plan": dataclasses.asdict(plan),
             "minutes": round((time.perf_counter() - started) / 60, 1),
         }
     )
-    sheets = {name: Image.open(work / "generator" / name) for name in ("samples.png", "nearest.png")}
-    pipeline.save_pretrained(out, pictures=sheets)
+    sheets = [work / "generator" / name for name in ("samples.png", "nearest.png")]  # the first may not be drawn yet
+    pipeline.save_pretrained(out, pictures={path.name: Image.open(path) for path in sheets if path.is_file()})
     return pipeline
 
 
@@ -258,7 +288,7 @@ def tokenizer_stage(
 ) -> Tokenizer:
     """Train the tokenizer, or read the one that is already finished in `directory`/model."""
     finished = _finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
-    if finished:
+    if ranks.of_first(finished is not None and files.is_whole(finished)) and finished:
         return Tokenizer.from_pretrained(finished).to(pick_device(device))
     tokenizer, run = train_tokenizer(
         pictures, plan.tokenizer, plan.tokenizer_training, plan.tokenizer_budget, directory,
@@ -266,6 +296,7 @@ def tokenizer_stage(
     )  # fmt: skip
     _require_finished(run)
     if ranks.is_first():
+        writing.make_way(directory / "model")
         tokenizer.save_pretrained(directory / "model")
         _mark_finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
     return tokenizer
@@ -279,7 +310,7 @@ def encode_stage(
     weights = sum(p.detach().double().abs().sum().item() for p in tokenizer.parameters())
     key = (plan.versions, plan.flip, pictures.fingerprint, round(weights, 6))
     state = directory.with_name(f"{directory.name}-state")
-    if ranks.of_first(_finished(state, key) is not None):
+    if ranks.of_first(_finished(state, key) is not None and files.is_whole(directory)):
         return read_codes(directory)
     cache = encode_pictures(
         tokenizer, pictures, directory, versions=plan.versions, flip=plan.flip, kind=kind, progress=progress

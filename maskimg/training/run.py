@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 from maskimg.training import checkpoints, ranks
+from maskimg.training.alone import only_trainer
 from maskimg.training.averages import Ema
 from maskimg.training.budget import Budget, learning_rate_scale
-from maskimg.training.checkpoints import Checkpoints, fill, only_trainer, read_state, tensors_of
+from maskimg.training.checkpoints import Checkpoints, fill, read_state, tensors_of
 from maskimg.training.errors import TrainingError
 from maskimg.training.guards import NonFinite
 from maskimg.training.order import batch_indices, step_generator
