@@ -305,7 +305,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 def _target(name: str, target: str) -> str:
     """What a symbolic link in an archive points at, as a name in it; outside of it, a name that is no file's."""
     joined = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
-    return f"/{target}" if joined.startswith(("/", "../")) else joined
+    return f"/{target.lstrip('/')}" if joined.startswith(("/", "../")) else joined
 
 
 def _wanted(name: str) -> int:

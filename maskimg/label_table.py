@@ -70,7 +70,7 @@ def read_labels(data: bytes, path: str) -> tuple[list[Labelled], list[str]]:
     if table.nameless:
         remarks.append(f"`{path}` has a column without a name, which is not used (line {table.nameless})")
     if split and (empty := sum(not row.cells[split] for row in table.rows if row.cells[file])):
-        remarks.append(f"pictures with an empty `{split}` are trained on: {empty:,}")
+        remarks.append(f"pictures whose `{split}` is empty are trained on: {empty:,}")
     return rows, remarks
 
 
@@ -85,7 +85,7 @@ def odd_labels(field: str, values: Sequence[str]) -> list[str]:
     """Sentences about labels of a field that may not be meant as they are written."""
     remarks, names = [], sorted(set(values) - {""})
     if empty := sum(not value for value in values):
-        remarks.append(f"pictures without a `{field}`: {empty:,}")
+        remarks.append(f"pictures whose `{field}` is empty: {empty:,}")
     alike = collections.defaultdict(list)
     for name in names:
         alike[_number(name) or "".join(name.casefold().split())].append(name)

@@ -252,7 +252,7 @@ class Places:
             return self.files.others[row.file]
         name = posixpath.normpath(self._relative(row.file).replace("\\", "/"))
         if name.split("/")[0] == ".." or name[0] == "/" or PureWindowsPath(row.file).drive:
-            raise DataError(f"`{path}`, line {row.line} names `{row.file}`, which lies outside the folder")
+            raise DataError(f"`{path}`, line {row.line} names `{row.file}`, which lies outside the folder: name files as from there")
         if found := self.files.others.get(name) or self.composed.get(composed(name)):
             return found
         entry = self.files.found.missing(self.files.root + name)

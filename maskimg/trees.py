@@ -161,7 +161,7 @@ def _arranged(found: Found) -> Files:
             left_out.add(_kind(name), name)
     if not entries and table is None:
         lines = "".join(f"; {line}" for line in left_out.sentences())
-        raise DataError(f"`{found.source.where}` holds no pictures ({IN_WORDS}){lines}")
+        raise DataError(f"`{found.source.where}` holds no {IN_WORDS} pictures{lines}")
     data = found.read(files[table], LARGEST_TABLE) if table else None
     if table and data is None:
         raise DataError(f"`{found.source.where}/{table}` is too long, or no file")

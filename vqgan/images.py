@@ -88,7 +88,7 @@ def load_image(
             f"{name} has too many pixels; the limit is {max_pixels / 1e6:.0f} megapixels: make it smaller"
         ) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a readable picture: it must be {IN_WORDS}") from error
+        raise ImageError(f"{name} is not a readable {IN_WORDS} picture") from error
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, struct.error) as error:
         raise ImageError(
             f"{name} is damaged or cut off: open it in an image editor and save it again ({error})"

@@ -6,7 +6,16 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from maskimg.commands.options import SOURCE, Parser, Refused, add_machine, check_out, progress_bar, say_bad
+from maskimg.commands.options import (
+    SOURCE,
+    Parser,
+    Refused,
+    add_machine,
+    check_out,
+    progress_bar,
+    say_bad,
+    say_left_out,
+)
 
 # Of the plan's options, by the name of the part that they set.
 GROUPS = {
@@ -114,7 +123,9 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     out = Path(given.out)
     check_out(out)
     crops = Crops(given.size, given.crops, given.flips) if given.crops is not None else None
-    listing = list_pictures(given.folder)
+    listing = list_pictures(given.folder, leave_out=(out, working_directory(out)))
+    if ranks.is_first():
+        say_left_out(listing)
     size = crops.source_size if crops else given.size
     work = working_directory(out)
     with ranks.first_goes_ahead():
@@ -203,10 +214,12 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
         found = read_codes(given.codes)
         count, labelled, usual = found.codes.shape[1], bool(found.fields), 0
     else:
+        from maskimg.listing import require_training
         from maskimg.pictures import list_pictures
-        from maskimg.training.folder import usual_side
+        from maskimg.training.folder import usual_side, working_directory
 
-        found = list_pictures(given.folder)
+        written = Path(given.out)
+        found = require_training(list_pictures(given.folder, leave_out=(written, working_directory(written))))
         count, labelled, usual = len(found), bool(found.fields), usual_side(found)
     plan = plan_for(count, usual, preset=given.preset, labelled=labelled, minutes=given.minutes, size=given.size)
     parser.set_defaults(dataclasses.asdict(plan))
@@ -249,8 +262,7 @@ def _say_plan(listing: Any, plan: Any, work: Path) -> None:
     labels = ", ".join(f"{len(names)} x {field}" for field, names in listing.fields.items()) or "no labels"
     minutes = sum(b.minutes or 0 for b in (plan.tokenizer_budget, plan.generator_budget, plan.critic_budget))
     print(f"{len(listing)} pictures ({labels}), {int(listing.held_out.sum())} of them held out")
-    for remark in listing.remarks:
-        print(remark)
+    say_left_out(listing)
     print(
         f"plan: {plan.size} pixels, {plan.grid[0]}x{plan.grid[1]} tokens, {plan.tokenizer.vocab_size} codes, generator "
         f"{plan.generator.depth} x {plan.generator.dim}; about {minutes:.0f} minutes; logs and sheets in {work}"

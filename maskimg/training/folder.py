@@ -15,6 +15,7 @@ from PIL import Image
 from maskimg import pictures as reading
 from maskimg.codes import PICTURE, CodeCache, encode_pictures, read_codes
 from maskimg.hardware import pick_device
+from maskimg.listing import require_training
 from maskimg.memorisation import Memorisation, compare, nearest_sheet
 from maskimg.metrics import code_usage, psnr
 from maskimg.pictures import Listing, Pictures
@@ -198,6 +199,7 @@ def train_folder(
         Stopped: interrupted; a rerun continues.
         DataError, ModelError, TrainingError: with a sentence each.
     """
+    require_training(listing)
     out = Path(out)
     work = working_directory(out)
     started = time.perf_counter()
