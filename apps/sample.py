@@ -5,10 +5,8 @@ pictures out: process r of W draws r, r + W, ... and none needs to hear of the o
 """
 
 import contextlib
-import csv
 import dataclasses
 import functools
-import io
 import itertools
 import os
 import stat
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from maskimg import tables
 from maskimg.batches import draw_each, told
 from maskimg.conditions import LabelFields
 from maskimg.hardware import can_compile
@@ -163,21 +162,21 @@ def read_table(path: str | Path, reader: PromptReader, asked: Prompt = NOTHING) 
     """
     first, label = next(iter(reader.labels.names), ""), asked.label
     always = {first: label} if isinstance(label, str) else {k or first: v for k, v in dict(label or {}).items()}
+    table = tables.read_table(Path(path).read_bytes(), str(path))
+    if table.nameless:
+        raise DataError(
+            f"`{path}`, line {table.nameless}: it has a cell below no name: name its column in the first line"
+        )
+    known = {name.casefold(): name for name in (*reader.labels.names, "prompt", "negative")}
     rows: list[Asked] = []
-    try:
-        table = csv.DictReader(io.StringIO(Path(path).read_text("utf-8-sig"), newline=""), strict=True)
-    except UnicodeDecodeError as error:
-        raise DataError(f"`{path}` is no text in UTF-8") from error
-    try:
-        for row in table:
-            if None in row or None in row.values():
-                raise ValueError("it has another number of cells than the first line")
-            told = {name.strip(): cell.strip() for name, cell in row.items() if cell.strip()}
-            text, negative = told.pop("prompt", asked.text), told.pop("negative", asked.negative)
-            rows.append(dataclasses.replace(asked, label={**always, **told}, text=text, negative=negative))
+    for row in table.rows:
+        told = {known.get(name.casefold(), name): cell for name, cell in row.cells.items() if cell}
+        text, negative = told.pop("prompt", asked.text), told.pop("negative", asked.negative)
+        rows.append(dataclasses.replace(asked, label={**always, **told}, text=text, negative=negative))
+        try:
             reader.condition(rows[-1])
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"`{path}`, line {table.line_num}: {error}") from error
+        except ValueError as error:
+            raise DataError(f"`{path}`, line {row.line}: {error}") from error
     if not rows:
         raise DataError(f"`{path}` holds no rows: give a line of column names, and below it a line for each picture")
     return rows

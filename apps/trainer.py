@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from maskimg.listing import require_training
 from maskimg.pictures import list_pictures
 from maskimg.sources import DataError
 from maskimg.training.folder import PRESETS, plan_for, working_directory
@@ -197,7 +198,7 @@ class Trainer:
                 f"the name `{order.name}` is taken by another model, or by other pictures: choose a new one"
             )
         try:
-            list_pictures(order.upload or pictures)
+            require_training(list_pictures(order.upload or pictures, leave_out=(out, work)))
         except DataError as error:
             raise DataError(str(error).replace(order.upload or "\0", Path(order.upload).name)) from error
         work.mkdir(parents=True, exist_ok=True)

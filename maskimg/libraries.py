@@ -18,9 +18,11 @@ from PIL import Image
 
 from maskimg.listing import CAPTION_KEYS, Listing, hold_out, some, strings, to_labels
 from maskimg.sources import Content, DataError, Entry
+from maskimg.splits import is_held_out
 from vqgan.images import ImageError
 
-UNSEEN = ("validation", "valid", "val", "dev", "test")  # the first of these splits that there is, is held out
+# The first of these splits that there is, is held out.
+UNSEEN = ("validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 BROKEN = (
     OSError,
     ValueError,
@@ -79,7 +81,8 @@ def list_huggingface(where: str) -> Listing:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise DataError(f"`{where}` is a Hugging Face dataset: that needs `pip install 'maskimg[data]'`") from error
-    splits = _chosen_splits(where, _load_huggingface(datasets, where))
+    all_splits = _load_huggingface(datasets, where)
+    splits = _chosen_splits(where, all_splits)
     features = next(iter(splits.values())).features
     image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
     if image is None:
@@ -97,7 +100,11 @@ def list_huggingface(where: str) -> Listing:
     files = {name: split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
              for name, split in splits.items()}  # fmt: skip
     source = Rows(where, files, lambda row: _file_of(row[image]), stamp)
-    return _listing(source, fields, np.stack(columns, axis=1) if columns else None, captions)
+    listing = _listing(source, fields, np.stack(columns, axis=1) if columns else None, captions)
+    unused = [name for name in all_splits if name not in splits]
+    if unused and "split" not in dict(parse_qsl(urlsplit(where).query)):
+        listing.remarks.append(f"left out: {len(unused)} splits ({', '.join(unused)}); `?split=NAME` reads one of them")
+    return listing
 
 
 def list_torchvision(where: str) -> Listing:
@@ -152,15 +159,17 @@ def _load_huggingface(datasets: Any, where: str) -> dict[str, Any]:
 
 
 def _chosen_splits(where: str, splits: dict[str, Any]) -> dict[str, Any]:
-    """The one that is asked for; or `train`, and the first of UNSEEN."""
+    """The one that is asked for; or the one to train on, and the first of UNSEEN."""
     wanted = dict(parse_qsl(urlsplit(where).query)).get("split")
     if wanted is not None and wanted not in splits:
         raise DataError(f"`{where}` has no split `{wanted}`; it has {', '.join(splits)}")
-    if wanted is not None or "train" not in splits:
+    training = next((name for name in splits if is_held_out(name) is False), None)
+    if wanted is not None or training is None:
         name = wanted or next(iter(splits))
         return {name: splits[name]}
-    unseen = next((name for name in UNSEEN if name in splits), None)
-    return {name: splits[name] for name in ("train", unseen) if name}
+    lower = {name.lower(): name for name in splits}
+    unseen = next((lower[name] for name in UNSEEN if name in lower), None)
+    return {name: splits[name] for name in (training, unseen) if name}
 
 
 def _listing(source: Rows, fields: dict[str, list[str]], labels: np.ndarray | None, captions: list) -> Listing:
@@ -169,7 +178,7 @@ def _listing(source: Rows, fields: dict[str, list[str]], labels: np.ndarray | No
     if not entries:
         raise DataError(f"`{source.where}` holds no pictures")
     if len(sizes) > 1:
-        held_out = np.array([name != "train" for name, size in sizes.items() for _ in range(size)], bool)
+        held_out = np.array([is_held_out(name) is not False for name, size in sizes.items() for _ in range(size)], bool)
     else:
         held_out = hold_out(entries)
     if labels is None:

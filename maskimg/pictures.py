@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,13 @@ class Pictures:
         )
 
 
-def list_pictures(where: str | Path) -> Listing:
+def list_pictures(where: str | Path, *, leave_out: Sequence[Path] = ()) -> Listing:
     """What `where` holds: a folder, a .zip or .tar archive, webdataset's shards, or another library's dataset.
 
     Args:
         where: a path; a pattern such as `s-{000..127}.tar`; `hf://owner/name`; `torchvision://FashionMNIST?root=DIR`.
+        leave_out: folders whose files are not read, where they lie in the folder `where`: what is about to be written.
+            Models, trainings and drawings of maskimg's among the pictures are never read.
 
     Raises:
         DataError: there is nothing of the kind, it holds no pictures, or its labels cannot be used.
@@ -72,7 +74,7 @@ def list_pictures(where: str | Path) -> Listing:
         return libraries.list_huggingface(text)
     if text.startswith("torchvision://"):
         return libraries.list_torchvision(text)
-    return list_picture_files(where)
+    return list_picture_files(where, leave_out)
 
 
 def read_pictures(listing: Listing, size: int, cache: str | Path, *, max_bad: float = 0.01, progress=None) -> Pictures:

@@ -34,13 +34,13 @@ def png_of(width: int, height: int, *extra: bytes) -> bytes:
 
 # File name -> what is in it, and how the sentence goes on after the picture's name.
 REFUSED = {
-    "empty.png": (b"", "is not a readable PNG, JPEG or WebP picture"),
-    "text.png": (b"just some text, not a picture at all", "is not a readable PNG, JPEG or WebP picture"),
-    "page.jpg": (b"<html><body>404 not found</body></html>", "is not a readable PNG, JPEG or WebP picture"),
+    "empty.png": (b"", "is not a readable PNG, JPEG, WebP"),
+    "text.png": (b"just some text, not a picture at all", "is not a readable PNG, JPEG, WebP"),
+    "page.jpg": (b"<html><body>404 not found</body></html>", "is not a readable PNG, JPEG, WebP"),
     "script.png": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "is not a readable"),
-    "moving.png": (encoded(noise("L"), "GIF"), "is not a readable PNG, JPEG or WebP picture"),
-    "scan.png": (encoded(noise(), "TIFF"), "is not a readable PNG, JPEG or WebP picture"),
-    "bitmap.jpg": (encoded(noise(), "BMP"), "is not a readable PNG, JPEG or WebP picture"),
+    "moving.png": (encoded(noise("L"), "ICO"), "is not a readable PNG, JPEG, WebP"),
+    "scan.png": (encoded(noise(), "EPS"), "is not a readable PNG, JPEG, WebP"),
+    "bitmap.jpg": (encoded(noise(), "TGA"), "is not a readable PNG, JPEG, WebP"),
     "cut.png": (encoded(noise(), "PNG")[:-200], "is damaged or cut off"),
     "cut.jpg": (encoded(noise(), "JPEG")[:-100], "is damaged or cut off"),
     "cut.webp": (encoded(noise(), "WEBP", lossless=True)[:-100], "is "),
@@ -71,6 +71,14 @@ def readable() -> dict[str, bytes]:
         "moving png": encoded(picture, "PNG", save_all=True, append_images=[other]),
         "animated": encoded(picture, "WEBP", save_all=True, append_images=[other]),
         "mpo": encoded(picture, "MPO", save_all=True, append_images=[other]),
+        "gif": encoded(picture.quantize(8), "GIF", save_all=True, append_images=[other.quantize(8)]),
+        "bmp": encoded(picture, "BMP"),
+        "dib": encoded(picture, "DIB"),
+        "tiff": encoded(picture.copy(), "TIFF", save_all=True, append_images=[other.copy()]),
+        "packed": encoded(picture.copy(), "TIFF", compression="tiff_lzw"),
+        "fax": encoded(picture.convert("1"), "TIFF", compression="group4"),
+        "avif": encoded(picture, "AVIF", exif=exif),
+        "ppm": encoded(picture, "PPM"),
     }
 
 

@@ -113,7 +113,7 @@ def test_the_same_files_are_what_check_data_lists(planted, tmp_path, capsys):
     assert f"{len(good) + len(bad)} pictures, {len(good)} of them readable" in shown
     assert f"cannot be read: {len(bad)}" in shown
     for reason in (
-        f"{4 if os.name == 'posix' else 3} x: the file is not a readable PNG, JPEG or WebP picture",
+        f"{4 if os.name == 'posix' else 3} x: the file is not a readable PNG, JPEG, WebP",
         "2 x: the file is damaged or cut off",
         "1 x: the file has too many pixels",
         "1 x: the file is a folder, not a picture",

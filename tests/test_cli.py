@@ -246,7 +246,7 @@ def test_a_tokenizer_cannot_be_measured_with_wrong_options(model, options, sente
 def test_what_is_no_tokenizer_or_no_folder_gets_a_sentence(model, tmp_path, capsys):
     assert "there is no model directory" in refused(capsys, "eval-tokenizer", tmp_path / "none", tmp_path)
     assert "there is no folder" in refused(capsys, "eval-tokenizer", model, tmp_path / "none")
-    assert "holds no PNG, JPEG or WebP pictures" in refused(capsys, "eval-tokenizer", model, tmp_path)
+    assert "holds no PNG, JPEG, WebP" in refused(capsys, "eval-tokenizer", model, tmp_path)
     assert "it has no manifest.json" in refused(capsys, "eval-tokenizer", tmp_path, tmp_path)
 
 
@@ -317,7 +317,7 @@ def test_a_folder_that_cannot_be_trained_on_gets_a_sentence(tmp_path, capsys):
     ending = ["--out", tmp_path / "model", "--preset", "cpu"]
     assert "there is no folder" in refused(capsys, "train", tmp_path / "none", *ending)
     (tmp_path / "empty").mkdir()
-    assert "holds no PNG, JPEG or WebP pictures" in refused(capsys, "train", tmp_path / "empty", *ending)
+    assert "holds no PNG, JPEG, WebP" in refused(capsys, "train", tmp_path / "empty", *ending)
     (tmp_path / "bad").mkdir()
     for i in range(6):
         (tmp_path / "bad" / f"{i}.png").write_text("not a picture")

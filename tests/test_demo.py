@@ -667,7 +667,7 @@ def test_the_canvas_is_read_through_the_guarded_door():
 
     blobs["bad"] = canvas(Image.new("RGB", (20, 10)), layers)
     blobs["bad"].background = b"GIF89a"
-    with pytest.raises(gr.Error, match="The picture is not a readable PNG, JPEG or WebP picture"):
+    with pytest.raises(gr.Error, match="The picture is not a readable PNG, JPEG, WebP"):
         editor.preprocess(gr.components.image_editor.EditorData(id="bad"))
 
 

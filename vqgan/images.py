@@ -5,6 +5,8 @@ all come through it. It reads the size from the header before it decodes, turns 
 transparency on white and scales 16 bits to 8, so the rest of the project only ever sees 8-bit RGB.
 """
 
+import importlib
+import importlib.util
 import os
 import stat
 import struct
@@ -16,10 +18,27 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
-FORMATS = ("PNG", "JPEG", "WEBP")  # a phone's MPO comes in through JPEG
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# What is read -> what such files are called; a phone's MPO comes in through JPEG. All of these Pillow decodes itself.
+# Not among them: what starts another program (EPS, PDF, WMF), and what hardly any picture comes in but outsiders could
+# still reach a decoder by (JPEG 2000, PSD, DDS, ICNS, FITS ...).
+SUFFIXES_OF = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+if "avif" in features.modules:  # from Pillow 11.3 on
+    SUFFIXES_OF["AVIF"] = (".avif", ".avifs")
+FORMATS = tuple(SUFFIXES_OF)
+SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # read where the plug-in `pillow_heif` is installed
+IN_WORDS = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF"
 WHITE = (255, 255, 255)
 # Black, purple, red, orange, pale yellow: brighter at each step, so it reads the same without colour.
 GLOW = ((0, 0, 0), (84, 15, 109), (187, 55, 84), (249, 142, 9), (252, 255, 180))
@@ -44,20 +63,20 @@ def load_image(
     """The picture at `path` as 8-bit RGB, upright; transparency is laid on `background`.
 
     Args:
-        path: a PNG, JPEG or WebP file (or an open binary file of one). Of an animation, the first frame.
+        path: a picture in one of FORMATS (or an open binary file of one). Of an animation, the first frame.
         max_pixels: larger pictures are refused before they are decoded.
 
     Raises:
         ImageError: the file is missing, unreadable, of another format, damaged or too large.
     """
-    name = f"`{path}`" if isinstance(path, str | Path) else "the picture"
+    name = _named(path)
     if isinstance(path, str | Path):
         _require_regular_file(Path(path), name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # damaged EXIF blocks: the pixels are what counts
-            with Image.open(path, formats=FORMATS) as image:
+            with open_header(path) as image:
                 _require_size(image.size, name, max_pixels)
                 image.seek(0)
                 image.load()
@@ -69,7 +88,7 @@ def load_image(
             f"{name} has too many pixels; the limit is {max_pixels / 1e6:.0f} megapixels: make it smaller"
         ) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a readable PNG, JPEG or WebP picture") from error
+        raise ImageError(f"{name} is not a readable {IN_WORDS} picture") from error
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, struct.error) as error:
         raise ImageError(
             f"{name} is damaged or cut off: open it in an image editor and save it again ({error})"
@@ -90,12 +109,41 @@ def to_rgb8(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Ima
     return plain
 
 
+def open_header(path: str | Path | BinaryIO) -> Image.Image:
+    """What `Image.open` gives of a file in one of FORMATS, or in HEIF where its plug-in is installed.
+
+    Raises:
+        UnidentifiedImageError: it is in another format.
+        ImageError: it is in HEIF, and the plug-in is missing.
+    """
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not _is_heif(path):
+            raise
+    if not has_heif():
+        raise ImageError(f"{_named(path)} is in HEIF, as phones write it: that needs `pip install pillow-heif`")
+    importlib.import_module("pillow_heif").register_heif_opener()
+    return Image.open(path, formats=("HEIF",))
+
+
+def has_heif() -> bool:
+    """Whether pictures in HEIF (HEIC) can be read here."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is named like a picture that can be read here."""
+    name = name.lower()
+    return name.endswith(SUFFIXES) or (name.endswith(HEIF_SUFFIXES) and has_heif())
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """Files under `folder` that are named like pictures, sorted by path, hidden ones left out."""
     found = []
     for directory, subdirectories, names in os.walk(folder):
         subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        found += [Path(directory) / name for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
+        found += [Path(directory) / name for name in names if is_picture(name) and name[0] != "."]
     return sorted(found)
 
 
@@ -188,6 +236,19 @@ def paired_sheet(groups: Sequence[Sequence[Image.Image]], columns: int) -> Image
         for member in zip(*row, strict=True):
             tiles += [*member, *[blank] * (columns - len(row))]
     return sheet(tiles, columns)
+
+
+def _named(path: str | Path | BinaryIO) -> str:
+    return f"`{path}`" if isinstance(path, str | Path) else "the picture"
+
+
+def _is_heif(path: str | Path | BinaryIO) -> bool:
+    if isinstance(path, str | Path):
+        with open(path, "rb") as file:
+            return _is_heif(file)
+    path.seek(0)
+    start = path.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def _upright(image: Image.Image) -> Image.Image:

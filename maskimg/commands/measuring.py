@@ -3,6 +3,7 @@
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from maskimg.commands.options import (
     load_pipeline,
     outputs,
     say_bad,
+    say_left_out,
     to_sampler,
 )
 from maskimg.commands.places import working_out
@@ -159,7 +161,7 @@ def tune(parser: Parser, arguments: list[str]) -> None:
     require_free(out / "pareto.png", task="tune", force=given.force, inputs=inputs, option="--out")
     pipeline = load_pipeline(given)
     with working_in(out):
-        pictures = _pictures_of_model(given, pipeline, out / "pictures")
+        pictures = _pictures_of_model(given, pipeline, out / "pictures", leave_out=(out,))
         about = {"model": weights_in(locate_model(given.model)), "pictures": pictures.fingerprint}
         tuning.require_same(out, about | {"classifier": given.classifier_steps})
         reference = quality.refer(pictures, kept_judge(out / "judge", pictures, given.classifier_steps, progress=tqdm))
@@ -200,14 +202,16 @@ def _budgets(text: str) -> list[float]:
         raise Refused(f"--budgets must be three numbers, as 8,18,36, got `{text}`") from None
 
 
-def _pictures_of_model(given: Namespace, pipeline: Any, cache: Path) -> Any:
+def _pictures_of_model(given: Namespace, pipeline: Any, cache: Path, leave_out: Sequence[Path] = ()) -> Any:
     """Training and held-out pictures, at the model's size."""
     from tqdm import tqdm
 
-    from maskimg.listing import subset
+    from maskimg.listing import require_training, subset
     from maskimg.pictures import list_pictures, read_pictures
 
-    listing = subset(list_pictures(given.folder), held_out=MOST_TRAINING, training=MOST_TRAINING)
+    listing = require_training(list_pictures(given.folder, leave_out=leave_out))
+    say_left_out(listing)
+    listing = subset(listing, held_out=MOST_TRAINING, training=MOST_TRAINING)
     pictures = read_pictures(listing, pipeline.image_size, cache, max_bad=given.max_bad, progress=tqdm)
     say_bad(cache / "bad.txt")
     return pictures
@@ -252,6 +256,7 @@ def _pictures_to_measure(given: Namespace, size: int, stride: int) -> Any:
     from maskimg.training.folder import usual_side
 
     listing = list_pictures(given.folder)
+    say_left_out(listing)
     size = given.size or size or max(1, min(usual_side(listing), 256) // stride) * stride
     if size % stride:
         raise Refused(f"--size must be a multiple of the tokenizer's stride {stride}, got {size}")

@@ -198,6 +198,12 @@ def progress_bar() -> Any:
     return tqdm if os.environ.get("RANK", "0") == "0" else None
 
 
+def say_left_out(listing: Any) -> None:
+    """What is odd about a source of pictures, and what of it is not read: a line for each reason."""
+    for remark in listing.remarks:
+        print(remark, file=sys.stderr)
+
+
 def say_bad(path: Path) -> None:
     bad = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in bad:

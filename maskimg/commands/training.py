@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from maskimg.commands.options import SOURCE, Parser, Refused, add_machine, progress_bar, say_bad
+from maskimg.commands.options import SOURCE, Parser, Refused, add_machine, progress_bar, say_bad, say_left_out
 from maskimg.commands.places import out_directory
 
 # Of the plan's options, by the name of the part that they set.
@@ -123,7 +123,9 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     if given.flips and given.crops is None:
         raise Refused("--flips goes with --crops; with --versions, give --flip")
     crops = Crops(given.size, given.crops, given.flips) if given.crops is not None else None
-    listing = list_pictures(given.folder)
+    listing = list_pictures(given.folder, leave_out=(out, working_directory(out)))
+    if ranks.is_first():
+        say_left_out(listing)
     size = crops.source_size if crops else given.size
     work, kept = working_directory(out), working_directory(out) / "pictures"
     with working_in(work, active=ranks.is_first()):
@@ -218,10 +220,12 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
         found = read_codes(given.codes)
         count, labelled, usual = found.codes.shape[1], bool(found.fields), 0
     else:
+        from maskimg.listing import require_training
         from maskimg.pictures import list_pictures
-        from maskimg.training.folder import usual_side
+        from maskimg.training.folder import usual_side, working_directory
 
-        found = list_pictures(given.folder)
+        written = Path(given.out)
+        found = require_training(list_pictures(given.folder, leave_out=(written, working_directory(written))))
         count, labelled, usual = len(found), bool(found.fields), usual_side(found)
     plan = plan_for(count, usual, preset=given.preset, labelled=labelled, minutes=given.minutes, size=given.size)
     parser.set_defaults(dataclasses.asdict(plan))
@@ -276,8 +280,7 @@ def _say_plan(listing: Any, plan: Any, work: Path) -> None:
     labels = ", ".join(f"{len(names)} x {field}" for field, names in listing.fields.items()) or "no labels"
     minutes = sum(b.minutes or 0 for b in (plan.tokenizer_budget, plan.generator_budget, plan.critic_budget))
     print(f"{len(listing)} pictures ({labels}), {int(listing.held_out.sum())} of them held out")
-    for remark in listing.remarks:
-        print(remark)
+    say_left_out(listing)
     print(
         f"plan: {plan.size} pixels, {plan.grid[0]}x{plan.grid[1]} tokens, {plan.tokenizer.vocab_size} codes, generator "
         f"{plan.generator.depth} x {plan.generator.dim}; about {minutes:.0f} minutes; logs and sheets in {work}"

@@ -15,6 +15,7 @@ from PIL import Image
 from maskimg import pictures as reading
 from maskimg.codes import PICTURE, CodeCache, encode_pictures, read_codes
 from maskimg.hardware import pick_device
+from maskimg.listing import require_training
 from maskimg.marks import mark
 from maskimg.memorisation import Memorisation, compare, nearest_sheet
 from maskimg.metrics import code_usage, psnr
@@ -202,6 +203,7 @@ def train_folder(
         InTheWay: `out`, or the directory of working files beside it, holds other files.
         DataError, ModelError, TrainingError: with a sentence each; among them, another process trains there.
     """
+    require_training(listing)
     out = Path(out)
     if ranks.is_first():
         writing.require_replaceable(out)
