@@ -27,6 +27,7 @@ from maskimg.recipe import is_whole, read_recipe
 from maskimg.sampler import Sampler
 from maskimg.sources import DataError
 from maskimg.training import ranks
+from maskimg.values import WrongType, shown, whole_number
 from maskimg_apps.claims import claimed, note, note_complete, recipe_of
 from vqgan import ImageError
 
@@ -51,13 +52,15 @@ def sample_folder(
     the folder says what its pictures have in common and, when all are there, one checksum of all.
 
     Raises:
-        ValueError: a number or label is wrong, another run is at work there, or the folder holds pictures of another
-            recipe.
+        WrongType: a value is of another type. ValueError: a number or label is wrong, another run is at work there, or
+            the folder holds pictures of another recipe.
     """
-    if not labels or batch_size < 1:
-        raise ValueError(f"count and batch size must be 1 or more, got {len(labels)} and {batch_size}")
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed must be between 0 and {SEEDS - 1}, got {seed}")
+    if isinstance(labels, str | bytes) or not isinstance(labels, Sequence):
+        raise WrongType(f"labels must be a list, one label for each picture, got {shown(labels)}")
+    whole_number("batch size", batch_size, 1)
+    if not labels:
+        raise ValueError("count must be 1 or more, got 0")
+    seed = whole_number("seed", seed, 0, SEEDS - 1)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`{folder}` is a file, not a folder")
@@ -141,8 +144,8 @@ def each_name(fields: LabelFields, asked: Prompt, count: int) -> Sequence[Asked]
     if not fields.names:
         raise ValueError("this model was trained without labels: give --count, not --per-class")
     first = next(iter(fields.names))
-    others = {"": asked.label} if isinstance(asked.label, str) else dict(asked.label or {})
-    if others.get(first) or others.get(""):
+    others = fields.by_field(asked.label)
+    if first in others:
         raise ValueError(f"--per-class draws every {first}: leave that one label out")
     each = [dataclasses.replace(asked, label={**others, first: name}) for name in fields.names[first]]
     return each * count
@@ -157,8 +160,7 @@ def read_table(path: str | Path, reader: PromptReader, asked: Prompt = NOTHING) 
     Raises:
         DataError: it is no such table, or asks for what there is not; the message names the line.
     """
-    first, label = next(iter(reader.labels.names), ""), asked.label
-    always = {first: label} if isinstance(label, str) else {k or first: v for k, v in dict(label or {}).items()}
+    always = reader.labels.by_field(asked.label)
     rows: list[Asked] = []
     try:
         table = csv.DictReader(io.StringIO(Path(path).read_text("utf-8-sig"), newline=""), strict=True)
