@@ -49,7 +49,8 @@ def sample_folder(
     """Draw a picture of each label, with seeds seed, seed + 1, ..., as FOLDER/SEED.png -> how many were missing.
 
     A picture that is already there with the same recipe is kept; one that is damaged is drawn again. `run.json` in
-    the folder says what its pictures have in common and, when all are there, one checksum of all.
+    the folder says what its pictures have in common and, when all are there, one checksum of all. A PromptWarning tells
+    once of all words that the model never saw.
 
     Raises:
         WrongType: a value is of another type. ValueError: a number or label is wrong, another run is at work there, or
@@ -66,7 +67,10 @@ def sample_folder(
         raise ValueError(f"`{folder}` is a file, not a folder")
     # A wrong label is refused here, before anything is written.
     recipe = functools.partial(pipeline.recipe_for, sampler=sampler, best_of=best_of)
-    common = _common([recipe(label, 0) for label in _distinct(labels)])
+    distinct = _distinct(labels)
+    common = _common([recipe(label, 0) for label in distinct])
+    if ranks.is_first():
+        pipeline.reader.warn(distinct)
     paths = picture_paths(folder, len(labels), seed)
 
     with claimed(folder, common):

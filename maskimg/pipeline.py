@@ -214,7 +214,8 @@ class Pipeline:
 
         Args:
             label: a name of the first label field, `{field: name}`, or None for anything; or a whole Prompt.
-            prompt, negative: in words, what they are to show, and what guidance moves away from.
+            prompt, negative: in words, what they are to show, and what guidance moves away from. A PromptWarning tells
+                of words that the model never saw.
             towards, share: another label, and how far from the first to it, 0 to 1; half-way if not given.
             seeds: image i of `count` uses (seeds + i) mod 2**32; or a list with one seed per image, of which `count`
                 is then the length. A seed is a whole number from 0 to 2**32 - 1.
@@ -227,7 +228,14 @@ class Pipeline:
             ValueError: the label does not exist, a number is out of range, or a critic is asked for that is not there.
         """
         asked = with_rest(label, prompt, negative, towards, share)
-        seeds = expand_seeds(seeds, count)
+        self.reader.warn([asked])
+        return self.draw(asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
+
+    def draw(
+        self, asked: Asked, *, seeds: int | Sequence[int], sampler: Sampler | str | None = None, best_of: int = 1
+    ) -> Result:
+        """`generate`, for those who have said already what its words are to the model."""
+        seeds = expand_seeds(seeds)
         recipes = [self.recipe_for(asked, seed, sampler, best_of=best_of) for seed in seeds]
         return self._finish(self._draw(asked, seeds, sampler, best_of), recipes)
 
@@ -254,6 +262,7 @@ class Pipeline:
         """
         edit, source = editing.translation(self, opened(image))
         asked = dataclasses.replace(with_rest(label, prompt, negative), source=source)
+        self.reader.warn([asked])
         return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
 
     @property
@@ -294,6 +303,7 @@ class Pipeline:
         options = {"coverage": coverage, "grow": grow, "feather": feather, "window": window}
         edit = editing.inpainting(self, opened(image), mask, **options)
         asked = with_rest(label, prompt, negative)
+        self.reader.warn([asked])
         return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
 
     def outpaint(
@@ -324,6 +334,7 @@ class Pipeline:
         window = editing.window_before(image) if window is None else window
         edit = editing.outpainting(self, opened(image), margins, window)
         asked = with_rest(label, prompt, negative)
+        self.reader.warn([asked])
         return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
 
     def variations(
@@ -355,6 +366,7 @@ class Pipeline:
         seeds = expand_seeds(seeds, count)
         edit = editing.variation(self, opened(image), strength, seeds, mask)
         asked = with_rest(label, prompt, negative)
+        self.reader.warn([asked])
         return self.edit(edit, asked, seeds=seeds, sampler=sampler, best_of=best_of)
 
     def edit(

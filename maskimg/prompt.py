@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from maskimg.codes import PICTURE
 from maskimg.conditions import Condition, Context, Label, LabelFields, check_label
-from maskimg.values import instance, real_number, text
+from maskimg.values import PromptWarning, instance, real_number, text
 from maskimg.words import NAME as WORDS
 from maskimg.words import Words
 
@@ -79,6 +80,20 @@ class PromptReader:
                 self._words(prompt.negative) | self._picture(prompt.source),
             )
         return Condition(labels, tuple(self.labels.names), contexts, towards, share, negative).expand(count)
+
+    def remarks(self, asked: Sequence[Asked]) -> list[str]:
+        """What to know before these are drawn, a sentence each, and each once: words that the model never saw."""
+        if self.words is None:
+            return []
+        prompts = [as_prompt(each) for each in asked]
+        captions = [prompt.text for prompt in prompts if prompt.text is not None]
+        captions += [prompt.negative for prompt in prompts if prompt.negative and prompt.negative.strip()]
+        return self.words.remarks(list(dict.fromkeys(captions)))
+
+    def warn(self, asked: Sequence[Asked]) -> None:
+        """The remarks as a PromptWarning each, to the caller of whoever calls this."""
+        for remark in self.remarks(asked):
+            warnings.warn(remark, PromptWarning, stacklevel=3)
 
     def told(self, asked: Asked) -> dict[str, Any]:
         """What a recipe says of it."""

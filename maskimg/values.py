@@ -20,6 +20,10 @@ class WrongType(TypeError, ValueError):
     """
 
 
+class PromptWarning(UserWarning):
+    """What is drawn may not be what was asked for: the model does not know the words."""
+
+
 def whole_number(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """A whole number from `low` to `high`, both included; those of numpy and torch are taken, 2.0 is not.
 
@@ -94,7 +98,8 @@ def one_of(name: str, value: Any, known: Any) -> Any:
         WrongType: it is of a type that none of them has. ValueError: it is none of them.
     """
     known = list(known)
-    wanted = f"{name} must be one of {', '.join(map(str, known))}, got {shown(value)}"
+    more = f" and {len(known) - 12} more" if len(known) > 12 else ""
+    wanted = f"{name} must be one of {', '.join(map(str, known[:12]))}{more}, got {shown(value)}"
     if not any(type(value) is type(each) for each in known):
         raise WrongType(wanted)
     if value not in known:
