@@ -16,7 +16,7 @@ from maskimg.sampler import GUIDANCE_SCHEDULES, ORDERS, Sampler
 from maskimg.words import LONGEST
 from maskimg_apps import drawing, look, runs, tokens
 from maskimg_apps.canvas import Canvas
-from maskimg_apps.errors import kindly
+from maskimg_apps.errors import in_a_sentence, kindly
 from maskimg_apps.runs import shown_number
 from maskimg_apps.uploads import Drawing, open_upload
 
@@ -281,6 +281,8 @@ def run_on(
     stage: Stage, pipeline: Pipeline, order: runs.Order, edit: Edit | None, view: str, name: str
 ) -> Iterator[tuple]:
     """Draw -> what status, panel, gallery, seed, animation, recipe and reel become, while that lasts."""
+    for remark in pipeline.reader.remarks([order.asked]):
+        gr.Warning(in_a_sentence(remark))
     rest = gr.skip(), order.seeds[0], gr.skip(), gr.skip(), gr.skip()
     if TURN.locked():
         yield tokens.status("waiting: another model draws", running=True), gr.skip(), *rest
@@ -294,10 +296,15 @@ def run_on(
 
 
 def run_once(pipeline: Pipeline, order: runs.Order, edit: Edit | None, gallery: gr.Gallery) -> tuple:
-    """Draw -> the pictures' files and the seed."""
+    """Draw -> the pictures' files, with a caption each, and the seed.
+
+    The captions say what a person would be warned of: a program sees nothing else.
+    """
     with TURN:
         pictures = last(drawing.draw(pipeline, order, edit, share=0)).pictures or []
-        return drawing.save(pipeline, order, pictures, gallery.GRADIO_CACHE, edit), order.seeds[0]
+        saved = drawing.save(pipeline, order, pictures, gallery.GRADIO_CACHE, edit)
+    remarks = "".join(f". {in_a_sentence(remark)}" for remark in pipeline.reader.remarks([order.asked]))
+    return [(path, caption + remarks) for path, caption in saved], order.seeds[0]
 
 
 def wire_run(
@@ -364,10 +371,32 @@ def _chosen(pictures: list | None, index: int) -> str:
 def add_endpoint(
     name: str, run: Callable[..., Any], inputs: Mapping[str, Any], outputs: Sequence[Any], words: str
 ) -> None:
-    """A call for programs: answers once, with files and plain values rather than with what the page shows."""
+    """A call for programs: answers once, with files and plain values rather than with what the page shows.
+
+    A seed that is given is used, and one that is left out is random: the page's checkbox would decide otherwise.
+    """
+    inputs = dict(inputs)
+    if "seed" in inputs:
+        inputs["seed"] = gr.Number(
+            None, label="Seed, random if left out", precision=0, minimum=0, maximum=SEEDS - 1, visible=False
+        )
+        inputs["random_seed"] = gr.Checkbox(False, label="Random seed, as if the seed were left out", visible=False)
+        run = _seeded(run)
     gr.Button(visible=False).click(
-        run, inputs_kwargs=dict(inputs), outputs=list(outputs), api_name=name, api_description=words, **DRAWING
+        run, inputs_kwargs=inputs, outputs=list(outputs), api_name=name, api_description=words, **DRAWING
     )
+
+
+def _seeded(run: Callable[..., Any]) -> Callable[..., Any]:
+    """What a program says of the seed -> what the page's controls would say."""
+
+    def call(*, seed: int | None = None, random_seed: bool = False, **values: Any) -> Any:
+        with kindly():
+            if seed is not None and random_seed:
+                raise ValueError("seed is given, and random_seed asks for another one: leave one of them out")
+            return run(seed=seed, random_seed=seed is None, **values)
+
+    return call
 
 
 def pictures_and_seed() -> list[Any]:

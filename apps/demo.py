@@ -29,6 +29,7 @@ from maskimg.pipeline import Pipeline
 from maskimg_apps import edits, look, runs, tabs
 from maskimg_apps.controls import wire_sends
 from maskimg_apps.info import info_tab, keep_recipes
+from maskimg_apps.inputs import guard_inputs
 from maskimg_apps.models import Models
 from maskimg_apps.pages import Pages, choose_model
 from maskimg_apps.streams import QuietStreams
@@ -84,6 +85,7 @@ def build(
                     train_tab(page, trainer, models, chosen, name)
         if pipeline is not None:
             wire_sends(stages, {"inpaint": canvas, "vary": other}, upload, switch)
+    guard_inputs(page)
     return page
 
 

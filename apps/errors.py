@@ -38,8 +38,14 @@ def _unexpected(error: Exception) -> gr.Error:
 
 
 def told(sentence: str) -> gr.Error:
-    """An error with a capital, a full stop and nothing that a browser could take for markup."""
-    sentence = sentence.strip()
-    if not sentence.endswith((".", "?")):
-        sentence += "."
-    return gr.Error(html.escape(sentence[:1].upper() + sentence[1:], quote=False), print_exception=False)
+    """An error in a sentence."""
+    return gr.Error(in_a_sentence(sentence), print_exception=False)
+
+
+def in_a_sentence(words: str) -> str:
+    """With a capital, a full stop and nothing that a browser could take for markup, or that cannot be sent to one."""
+    words = words.strip()
+    if not words.endswith((".", "?")):
+        words += "."
+    words = words.encode("utf-8", "backslashreplace").decode()
+    return html.escape(words[:1].upper() + words[1:], quote=False)

@@ -1,7 +1,6 @@
 """What the values of the page mean: what is asked for, what is to be redrawn, and the facts about a model."""
 
 import dataclasses
-import math
 import re
 import secrets
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from maskimg.recipe import write_png
 from maskimg.reconstruction import Reconstruction
 from maskimg.sampler import Sampler
 from maskimg.sampler import describe as describe_sampler
+from maskimg.values import one_of, real_number, text, truth, written_whole
 from maskimg_apps import tokens
 from maskimg_apps.uploads import Drawing, open_upload
 
@@ -66,7 +66,8 @@ def read_order(pipeline: Pipeline, values: Mapping[str, Any]) -> Order:
     """
     label = {field: values[label_key(field)] for field in pipeline.labels.names if values.get(label_key(field))}
     count = whole("images", values["images"], 1, MAX_IMAGES)
-    seed = secrets.randbelow(SEEDS) if values["random_seed"] else whole("seed", values["seed"], 0, SEEDS - 1)
+    random = truth("random seed", values["random_seed"])
+    seed = secrets.randbelow(SEEDS) if random else whole("seed", values["seed"], 0, SEEDS - 1)
     start = Sampler(**values["base"]) if values.get("base") else pipeline.recipe
     changed: dict[str, Any] = {"order": values["order"], "schedule": values["schedule"]}
     changed["steps"] = whole("steps", values["steps"], 1, 1024)
@@ -82,7 +83,7 @@ def read_order(pipeline: Pipeline, values: Mapping[str, Any]) -> Order:
     best_of = whole("best of", values.get("best_of", 1), 1, MAX_BEST_OF)
     if best_of > 1 and not pipeline.generator.has_critic:
         raise ValueError("best of needs a critic, and this model has none")
-    words = [str(values.get(name) or "").strip() for name in ("prompt", "negative")]
+    words = [text(name, values.get(name) or "").strip() for name in ("prompt", "negative")]
     sampler = dataclasses.replace(start, **changed)
     order = Order(label, expand_seeds(seed, count), sampler, best_of, words[0], words[1])
     pipeline.reader.condition(order.asked)  # what the model does not know is said before anything begins
@@ -127,8 +128,7 @@ def read_canvas(drawing: Drawing, mask_file: str | None) -> tuple[Image.Image, n
 def hole_options(picture: Image.Image, grow: Any, coverage: Any, sight: Any) -> dict[str, Any]:
     """The page's values as the options of `Pipeline.inpaint`."""
     for name, value, known in (("redraw a token when", coverage, COVERAGE), ("the model sees", sight, SIGHT)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got `{value}`")
+        one_of(name, value, known)
     window = None if SIGHT[sight] == 1 else -(-max(picture.size) // SIGHT[sight])
     return {"coverage": COVERAGE[coverage], "grow": whole("grow", grow, 0, 4), "window": window}
 
@@ -174,8 +174,7 @@ def reconstruct(pipeline: Pipeline, path: str | None, size: str) -> Reconstructi
     Raises:
         ImageError: it cannot be used. ValueError: there is no such size.
     """
-    if size not in SIZES:
-        raise ValueError(f"size must be one of {', '.join(SIZES)}, got `{size}`")
+    one_of("size", size, SIZES)
     return pipeline.reconstruct(open_upload(path), size=SIZES[size])
 
 
@@ -305,13 +304,10 @@ def read_settings(pipeline: Pipeline, recipe: Any) -> tuple[str, dict[str, Any],
 
 
 def number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name.replace('_', ' ')} must be a number, got `{value}`")
-    return float(value)
+    """A finite number that came from a browser or a recipe. Raises ValueError."""
+    return real_number(name.replace("_", " "), value)
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
-    found = number(name, value)
-    if found != int(found) or not low <= found <= high:
-        raise ValueError(f"{name} must be a whole number between {low} and {high}, got {value}")
-    return int(found)
+    """A whole number that came from there. Raises ValueError."""
+    return written_whole(name.replace("_", " "), value, low, high)

@@ -30,6 +30,7 @@ from maskimg.recipe import is_whole
 from maskimg.sampler import Sampler
 from maskimg.sources import DataError
 from maskimg.training import ranks
+from maskimg.values import WrongType, shown, whole_number
 from maskimg_apps.claims import claimed, note, note_complete, recipe_of, require_drawable
 
 NOTHING = Prompt()
@@ -50,21 +51,27 @@ def sample_folder(
     """Draw a picture of each label, with seeds seed, seed + 1, ..., as FOLDER/SEED.png -> how many were missing.
 
     A picture that is already there with the same recipe is kept; one of ours that is damaged is drawn again. `run.json`
-    in the folder says what its pictures have in common and, when all are there, one checksum of all.
+    in the folder says what its pictures have in common and, when all are there, one checksum of all. A PromptWarning
+    tells once of all words that the model never saw.
 
     Raises:
-        ValueError: a number or label is wrong, another run is at work there, or the folder holds pictures of another
-            recipe, or files of other people's under the names of pictures.
+        WrongType: a value is of another type. ValueError: a number or label is wrong, another run is at work there, or
+            the folder holds pictures of another recipe, or files of other people's under the names of pictures.
     """
-    if not labels or batch_size < 1:
-        raise ValueError(f"count and batch size must be 1 or more, got {len(labels)} and {batch_size}")
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed must be between 0 and {SEEDS - 1}, got {seed}")
+    if isinstance(labels, str | bytes) or not isinstance(labels, Sequence):
+        raise WrongType(f"labels must be a list, one label for each picture, got {shown(labels)}")
+    whole_number("batch size", batch_size, 1)
+    if not labels:
+        raise ValueError("count must be 1 or more, got 0")
+    seed = whole_number("seed", seed, 0, SEEDS - 1)
     folder = Path(folder)
     require_drawable(folder)
     # A wrong label is refused here, before anything is written.
     recipe = functools.partial(pipeline.recipe_for, sampler=sampler, best_of=best_of)
-    common = _common([recipe(label, 0) for label in _distinct(labels)])
+    distinct = _distinct(labels)
+    common = _common([recipe(label, 0) for label in distinct])
+    if ranks.is_first():
+        pipeline.reader.warn(distinct)
     paths = picture_paths(folder, len(labels), seed)
 
     with claimed(folder, common):
@@ -144,8 +151,8 @@ def each_name(fields: LabelFields, asked: Prompt, count: int) -> Sequence[Asked]
     if not fields.names:
         raise ValueError("this model was trained without labels: give --count, not --per-class")
     first = next(iter(fields.names))
-    others = {"": asked.label} if isinstance(asked.label, str) else dict(asked.label or {})
-    if others.get(first) or others.get(""):
+    others = fields.by_field(asked.label)
+    if first in others:
         raise ValueError(f"--per-class draws every {first}: leave that one label out")
     each = [dataclasses.replace(asked, label={**others, first: name}) for name in fields.names[first]]
     return each * count
@@ -160,8 +167,7 @@ def read_table(path: str | Path, reader: PromptReader, asked: Prompt = NOTHING) 
     Raises:
         DataError: it is no such table, or asks for what there is not; the message names the line.
     """
-    first, label = next(iter(reader.labels.names), ""), asked.label
-    always = {first: label} if isinstance(label, str) else {k or first: v for k, v in dict(label or {}).items()}
+    always = reader.labels.by_field(asked.label)
     table = tables.read_table(Path(path).read_bytes(), str(path))
     if table.nameless:
         raise DataError(

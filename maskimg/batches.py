@@ -25,7 +25,7 @@ def draw_each(
         for start in range(0, len(positions), batch_size):
             batch = positions[start : start + batch_size]
             chosen = [seeds[i] for i in batch]
-            yield batch, pipeline.generate(labels[batch[0]], seeds=chosen, sampler=sampler, best_of=best_of)
+            yield batch, pipeline.draw(labels[batch[0]], seeds=chosen, sampler=sampler, best_of=best_of)
 
 
 def told(asked: Asked) -> str:

@@ -5,10 +5,13 @@ import errno
 import importlib
 import os
 import sys
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 from maskimg import __version__
 from maskimg.commands.options import BAD_INPUT, CANNOT_GO_ON, DISK_FULL, Parser, Refused, fail
+from maskimg.values import PromptWarning
 
 # Command -> the module of `maskimg.commands` that holds it, and what it does.
 COMMANDS = {
@@ -69,7 +72,7 @@ def _run(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = Parser(prog=f"maskimg {name}", description=purpose.capitalize() + ".")
     try:
-        with _together(name):
+        with _together(name), _remarks_in_words():
             return command(parser, rest) or 0
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -95,6 +98,22 @@ def _together(name: str) -> contextlib.AbstractContextManager[None]:
     from maskimg.training.ranks import joined
 
     return joined()
+
+
+@contextlib.contextmanager
+def _remarks_in_words() -> Iterator[None]:
+    """Inside, what a Pipeline warns of is a line for people, without the place in the code."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, PromptWarning):
+            print(f"note: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PromptWarning)
+        usual, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 def overview() -> str:

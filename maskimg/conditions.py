@@ -10,11 +10,12 @@ Shapes: b images, f label fields, s positions of a sequence, e features.
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from maskimg.noise import Source, rand
+from maskimg.values import WrongType, shown, text
 
 Label = str | Mapping[str, str] | None
 
@@ -173,19 +174,37 @@ class LabelFields:
             label: a name of the first field, `{field: name}` (the field "" is the first), or None for no condition.
 
         Raises:
-            ValueError: there is no such field or name; the message lists what there is.
+            WrongType: it is no label. ValueError: there is no such field or name, and the message lists what there is;
+                or a field is asked for twice.
         """
+        asked = self.by_field(label)
         if not self.names:
-            if label:
-                raise ValueError(f"this model was trained without labels, so it cannot draw `{label}`")
             return None
-        asked = {"": label} if isinstance(label, str) else dict(label or {})
-        if "" in asked:
-            asked[next(iter(self.names))] = asked.pop("")
-        for field in asked.keys() - self.names.keys():
-            raise ValueError(f"there is no label field `{field}`; there is {_listed(self.names)}")
         row = [self._index(field, asked.get(field)) for field in self.names]
         return torch.tensor([row]).expand(count, -1).contiguous()
+
+    def by_field(self, label: Label) -> dict[str, str]:
+        """A label as {field: name}, without the fields that are not asked for.
+
+        Raises:
+            WrongType: it is no label. ValueError: there is no such field, or one is asked for twice.
+        """
+        check_label("label", label)
+        if not self.names:
+            if label:
+                raise ValueError(f"this model was trained without labels, so it cannot draw {shown(label)}")
+            return {}
+        first, found = next(iter(self.names)), {}
+        for field, name in {"": label}.items() if isinstance(label, str) else dict(label or {}).items():
+            if (field or first) not in self.names:
+                raise ValueError(f"there is no label field {shown(field)}; there is {_listed(self.names)}")
+            if not name:
+                continue
+            if found.setdefault(field or first, name) != name:
+                raise ValueError(
+                    f"{first} is asked for twice, as {shown(found[first])} and {shown(name)}: give one of them"
+                )
+        return found
 
     def decode(self, condition: torch.Tensor | None) -> list[dict[str, str]]:
         """Condition (b, f) -> for each image, {field: name} of the fields that are not null."""
@@ -206,8 +225,28 @@ class LabelFields:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean `{close[0]}`?" if close else f"there is {_listed(names)}"
-            raise ValueError(f"there is no {field} `{name}`; {hint}")
+            raise ValueError(f"there is no {field} {shown(name)}; {hint}")
         return names.index(name)
+
+
+def check_label(name: str, label: Any) -> None:
+    """Whether a value can be a label at all, for any model.
+
+    Raises:
+        WrongType: it is neither a string nor `{field: name}` nor None.
+    """
+    if label is None or isinstance(label, str):
+        return
+    if not isinstance(label, Mapping):
+        several = isinstance(label, list | tuple | set)
+        raise WrongType(
+            f"{name} must be one name, {{field: name}} or None, got {shown(label)}"
+            + (": draw the pictures of each label by a call of its own" if several else "")
+        )
+    for field, each in label.items():
+        text(f"a field of {name}", field)
+        if each is not None:
+            text(f"{name} of the field {shown(field)}", each)
 
 
 def _listed(names) -> str:

@@ -24,6 +24,7 @@ from maskimg.prompt import Asked
 from maskimg.recipe import read_recipe
 from maskimg.sampler import Sampler
 from maskimg.source_pictures import transform
+from maskimg.values import real_number, whole_number
 from vqgan.images import pad_square, to_pil, to_tensor
 
 if TYPE_CHECKING:
@@ -124,7 +125,13 @@ def inpainting(
     window: int | None = None,
 ) -> Edit:
     """The painted part of a picture; options and errors are those of `make_hole`."""
-    options: dict[str, Any] = {"coverage": coverage, "grow": grow, "feather": feather, "window": window}
+    # Plain numbers, as the recipe is to hold them.
+    options: dict[str, Any] = {
+        "coverage": real_number("coverage", coverage),
+        "grow": whole_number("grow", grow),
+        "feather": real_number("feather", feather),
+        "window": None if window is None else whole_number("window", window),
+    }
     hole = make_hole(image, mask, pipeline.grid, pipeline.tokenizer.stride, **options)
     codes = pipeline.encode(hole.canvas)
     codes = codes.masked_fill(hole.tokens.to(codes.device), pipeline.generator.mask_id)
@@ -143,7 +150,7 @@ def outpainting(
     stride = pipeline.tokenizer.stride
     window = min(image.size) if window is None else window
     hole = make_margins(image, margins, pipeline.grid, stride, window)
-    left, top, right, bottom = margins
+    left, top, right, bottom = (int(margin) for margin in margins)
     h, w = hole.tokens.shape[1:]
     codes = torch.full((1, h, w), pipeline.generator.mask_id, device=pipeline.device)
     inner = hole.canvas.crop((left * stride, top * stride, (w - right) * stride, (h - bottom) * stride))
@@ -152,7 +159,7 @@ def outpainting(
     # The sides first, so that the corners, which are drawn with top and bottom, have something on two sides.
     sides = hole.tokens.clone()
     sides[:, :top], sides[:, h - bottom :] = False, False
-    numbers = {"tokens_redrawn": int(hole.tokens.sum()), "margins": list(margins), "window": window}
+    numbers = {"tokens_redrawn": int(hole.tokens.sum()), "margins": [left, top, right, bottom], "window": int(window)}
     return Edit("outpaint", numbers, codes, pipeline.grid, pipeline.generator.mask_id, hole, (sides,))
 
 
@@ -179,6 +186,7 @@ def variation(
         ImageError: a file cannot be read. ValueError: the strength is out of range, nothing is painted, or the sizes
             differ.
     """
+    strength = real_number("strength", strength)
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     grid, stride = pipeline.grid, pipeline.tokenizer.stride

@@ -8,6 +8,7 @@ Shapes: H W the picture's pixels, h w tokens of the canvas.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from maskimg.masking import token_mask
+from maskimg.values import WrongType, real_number, shown, whole_number
 from vqgan import load_image
 from vqgan.images import to_rgb8
 
@@ -99,7 +101,7 @@ def lay_out(image: Image.Image, grid: tuple[int, int], stride: int, window: int 
         ValueError: the window is not positive, or so small that the canvas would be too large.
     """
     fitting = min(tokens * stride / length for length, tokens in zip(image.size, grid[::-1], strict=True))
-    if window is not None and window < 1:
+    if window is not None and whole_number("window", window) < 1:
         raise ValueError(f"the window must be 1 pixel or more, got {window}")
     scale = fitting if window is None else max(fitting, grid[0] * stride / window)
     if max(image.size) * scale > max(LARGEST, *(tokens * stride for tokens in grid)):
@@ -144,8 +146,7 @@ def make_hole(
         ImageError: a file cannot be read. ValueError: nothing is painted, the sizes differ, or a number is out of
             range.
     """
-    if not 0 <= feather <= 1:
-        raise ValueError(f"feather must be between 0 and 1, got {feather}")
+    real_number("feather", feather, 0, 1)
     painted = painted_pixels(mask, image.size)
     canvas, box = lay_out(image, grid, stride, window)
     rows = tokens_along(image.height, box[1], box[3], stride)
@@ -169,6 +170,9 @@ def make_margins(
     """
     h, w = grid
     limits = (w // 2, h // 2, w // 2, h // 2)
+    if not isinstance(margins, Sequence | np.ndarray) or isinstance(margins, str | bytes) or len(margins) != 4:
+        raise WrongType(f"margins must be four whole numbers, of left, top, right and bottom, got {shown(margins)}")
+    margins = tuple(whole_number("each of the margins", margin) for margin in margins)
     if any(not 0 <= margin <= limit for margin, limit in zip(margins, limits, strict=True)) or not any(margins):
         raise ValueError(
             f"margins must be between 0 and {h // 2} tokens, half the model's grid, and not all 0, got "
@@ -251,9 +255,10 @@ def tokens_to_redraw(
     total = np.bincount(token.ravel(), minlength=h * w)
     hit = np.bincount(token.ravel(), painted.ravel(), minlength=h * w)
     share = torch.from_numpy(hit / np.maximum(total, 1)).reshape(1, h, w)
-    if not 0 <= coverage < 1:
+    if not 0 <= real_number("coverage", coverage) < 1:
         raise ValueError(f"coverage must be in [0, 1), got {coverage}")
-    tokens = token_mask(share > coverage, 1, grow=grow)
+    # More rings than the canvas is wide reach all of it, too.
+    tokens = token_mask(share > coverage, 1, grow=min(whole_number("grow", grow, 0), max(grid)))
     if not tokens.any():
         raise ValueError("no token is covered enough to be redrawn: paint more, or lower the coverage")
     return tokens

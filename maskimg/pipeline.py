@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -31,12 +32,14 @@ from maskimg.reconstruction import Reconstruction, reconstruct
 from maskimg.sampler import Sampler, make_presets
 from maskimg.sampling import Step, first_features, sample_steps
 from maskimg.transformer import TokenCritic, TransformerConfig
+from maskimg.values import WrongType, instance, shown, whole_number
 from maskimg.words import Words, read_words
 from vqgan import Tokenizer, files, load_image, writing
 from vqgan.images import to_pil, to_tensor
 from vqgan.tokenizer import share_tokenizer, tokenizer_checksum
 
 FORMAT = 1
+MOST = 2**16  # pictures of one call, and candidates of a picture
 TOGETHER = 16  # pictures of a compiled loop on a CPU, always: fewer take as long
 BUNDLED = Path(__file__).parent / "models"
 
@@ -153,11 +156,13 @@ class Pipeline:
         """A preset by its name; a Sampler as it is; None is the model's recipe.
 
         Raises:
-            ValueError: there is no preset of that name, or it asks for guidance that the model cannot give.
+            WrongType: it is none of the three. ValueError: there is no preset of that name, or it asks for guidance
+                that the model cannot give.
         """
+        instance("sampler", sampler, (Sampler, str, type(None)), "a Sampler, the name of a preset or None")
         if isinstance(sampler, str):
             if sampler not in self.presets:
-                raise ValueError(f"there is no preset `{sampler}`; there is {', '.join(self.presets)}")
+                raise ValueError(f"there is no preset {shown(sampler)}; there is {', '.join(self.presets)}")
             sampler = self.presets[sampler]
         sampler = sampler or self.recipe
         self.net.check_guidance(*(each for i in range(sampler.steps) for each in sampler.guidances_at(i).values()))
@@ -206,9 +211,9 @@ class Pipeline:
         prompt: str | None = None,
         negative: str | None = None,
         towards: Label = None,
-        share: float = 0.5,
+        share: float | None = None,
         seeds: int | Sequence[int] = 0,
-        count: int = 1,
+        count: int | None = None,
         sampler: Sampler | str | None = None,
         best_of: int = 1,
     ) -> Result:
@@ -216,17 +221,28 @@ class Pipeline:
 
         Args:
             label: a name of the first label field, `{field: name}`, or None for anything; or a whole Prompt.
-            prompt, negative: in words, what they are to show, and what guidance moves away from.
-            towards, share: another label, and how far from the first to it, 0 to 1.
-            seeds: image i of `count` uses (seeds + i) mod 2**32; or a list with one seed per image.
+            prompt, negative: in words, what they are to show, and what guidance moves away from. A PromptWarning tells
+                of words that the model never saw.
+            towards, share: another label, and how far from the first to it, 0 to 1; half-way if not given.
+            seeds: image i of `count` uses (seeds + i) mod 2**32; or a list with one seed per image, of which `count`
+                is then the length. A seed is a whole number from 0 to 2**32 - 1.
+            count: one if not given.
             sampler: numbers of the loop, or the name of a preset.
             best_of: draw so many candidates of each picture and keep the one the critic believes most.
 
         Raises:
-            ValueError: the label does not exist, or a critic is asked for that is not there.
+            WrongType: a value is of another type (a TypeError, and a ValueError).
+            ValueError: the label does not exist, a number is out of range, or a critic is asked for that is not there.
         """
         asked = with_rest(label, prompt, negative, towards, share)
-        seeds = expand_seeds(seeds, count)
+        self.reader.warn([asked])
+        return self.draw(asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
+
+    def draw(
+        self, asked: Asked, *, seeds: int | Sequence[int], sampler: Sampler | str | None = None, best_of: int = 1
+    ) -> Result:
+        """`generate`, for those who have said already what its words are to the model."""
+        seeds = expand_seeds(seeds)
         recipes = [self.recipe_for(asked, seed, sampler, best_of=best_of) for seed in seeds]
         return self._finish(self._draw(asked, seeds, sampler, best_of), recipes)
 
@@ -238,7 +254,7 @@ class Pipeline:
         prompt: str | None = None,
         negative: str | None = None,
         seeds: int | Sequence[int] = 0,
-        count: int = 1,
+        count: int | None = None,
         sampler: Sampler | str | None = None,
         best_of: int = 1,
     ) -> Result:
@@ -253,6 +269,7 @@ class Pipeline:
         """
         edit, source = editing.translation(self, opened(image))
         asked = dataclasses.replace(with_rest(label, prompt, negative), source=source)
+        self.reader.warn([asked])
         return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
 
     @property
@@ -269,7 +286,7 @@ class Pipeline:
         prompt: str | None = None,
         negative: str | None = None,
         seeds: int | Sequence[int] = 0,
-        count: int = 1,
+        count: int | None = None,
         sampler: Sampler | str | None = None,
         best_of: int = 1,
         coverage: float = 0.0,
@@ -293,6 +310,7 @@ class Pipeline:
         options = {"coverage": coverage, "grow": grow, "feather": feather, "window": window}
         edit = editing.inpainting(self, opened(image), mask, **options)
         asked = with_rest(label, prompt, negative)
+        self.reader.warn([asked])
         return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
 
     def outpaint(
@@ -304,7 +322,7 @@ class Pipeline:
         prompt: str | None = None,
         negative: str | None = None,
         seeds: int | Sequence[int] = 0,
-        count: int = 1,
+        count: int | None = None,
         sampler: Sampler | str | None = None,
         best_of: int = 1,
         window: int | None = None,
@@ -323,6 +341,7 @@ class Pipeline:
         window = editing.window_before(image) if window is None else window
         edit = editing.outpainting(self, opened(image), margins, window)
         asked = with_rest(label, prompt, negative)
+        self.reader.warn([asked])
         return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
 
     def variations(
@@ -335,7 +354,7 @@ class Pipeline:
         negative: str | None = None,
         mask: Mask | None = None,
         seeds: int | Sequence[int] = 0,
-        count: int = 1,
+        count: int | None = None,
         sampler: Sampler | str | None = None,
         best_of: int = 1,
     ) -> Result:
@@ -354,6 +373,7 @@ class Pipeline:
         seeds = expand_seeds(seeds, count)
         edit = editing.variation(self, opened(image), strength, seeds, mask)
         asked = with_rest(label, prompt, negative)
+        self.reader.warn([asked])
         return self.edit(edit, asked, seeds=seeds, sampler=sampler, best_of=best_of)
 
     def edit(
@@ -366,7 +386,8 @@ class Pipeline:
         best_of: int = 1,
     ) -> Result:
         """Draw what an edit asks for; `editing.draw_steps` does the same step by step."""
-        options: dict[str, Any] = {"sampler": sampler, "best_of": best_of}
+        instance("edit", edit, editing.Edit, "an Edit, as those that `maskimg.editing` makes")
+        seeds, options = expand_seeds(seeds), {"sampler": sampler, "best_of": best_of}
         recipes = [self.recipe_for(label, seed, task=edit.task, **options) | edit.numbers for seed in seeds]
         *_, last = editing.draw_steps(self, edit, label, seeds, complete=False, **options)
         return Result(edit.finish(self.decode(last.codes)), last.codes, recipes)
@@ -408,7 +429,7 @@ class Pipeline:
         sampler = self.sampler(sampler)
         if sampler.order == "critic" and not self.generator.has_critic:
             raise ValueError("this model has no critic: choose another order (confidence, halton, random or moment)")
-        chosen = torch.tensor([seeds] if isinstance(seeds, int) else list(seeds), device=self.device)
+        chosen = torch.tensor(read_seeds(seeds, 2**63), device=self.device)  # with the numbers of candidates and places
         if codes is None:
             codes = torch.full((len(chosen), *self.grid), self.generator.mask_id)
         self._check_grids(codes, self.generator.mask_id)
@@ -464,20 +485,21 @@ class Pipeline:
         task: str = "generate",
         best_of: int = 1,
     ) -> dict[str, Any]:
-        """What is written into the PNG of one seed."""
+        """What is written into the PNG of one seed; its errors are those of `generate`."""
+        self.check_candidates(best_of)
         recipe = {
             "version": __version__,
             "model": self.name,
             "model_sha256": self.about.get("manifest_sha256"),
             "task": task,
             **self.reader.told(label),
-            "seed": seed,
+            "seed": whole_number("seed", seed, 0, SEEDS - 1),
             "sampler": self.sampler(sampler).numbers(),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
         if self.compiled:
             recipe["compiled"] = True
-        return recipe | {"best_of": best_of} if best_of > 1 else recipe
+        return recipe | {"best_of": int(best_of)} if best_of > 1 else recipe
 
     def encode(self, image: Image.Image) -> torch.Tensor:
         """A picture, of the model's size or any other that the stride divides -> codes (1, h, w)."""
@@ -493,9 +515,9 @@ class Pipeline:
         return make_hole(opened(image), mask, self.grid, self.tokenizer.stride, **options)
 
     def check_candidates(self, best_of: int) -> None:
-        """Raises ValueError where so many candidates cannot be drawn or compared."""
-        if best_of < 1:
-            raise ValueError(f"best_of must be 1 or more, got {best_of}")
+        """Raises WrongType or ValueError where so many candidates cannot be drawn or compared."""
+        if whole_number("best_of", best_of, 1) > MOST:
+            raise ValueError(f"best_of must be at most {MOST}, got {shown(best_of)}")
         if best_of > 1 and not self.generator.has_critic:
             raise ValueError("best_of needs a critic, and this model has none")
 
@@ -513,6 +535,7 @@ class Pipeline:
         """A bundled model by name, a directory, or a hub repository `owner/name`.
 
         Raises:
+            ValueError: there is no such device or number format here.
             ModelError: it is missing, incomplete, damaged, or made by a newer version.
         """
         directory = locate_model(name)
@@ -638,6 +661,9 @@ class Pipeline:
         return found[0] if best_of == 1 else self.most_believed(asked, found)
 
     def _check_grids(self, codes: torch.Tensor, highest: int) -> None:
+        instance("codes", codes, torch.Tensor, f"grids (b, h, w) of {self.grid} codes")
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise WrongType(f"codes must be integers, got {codes.dtype}")
         if codes.ndim != 3 or tuple(codes.shape[1:]) != self.grid:
             raise ValueError(f"expected grids (b, h, w) of {self.grid} codes, got {tuple(codes.shape)}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= highest:
@@ -703,19 +729,46 @@ def locate_model(name: str | Path) -> Path:
     return BUNDLED / str(name) if str(name) in bundled_models() else files.locate(name)
 
 
-def expand_seeds(seeds: int | Sequence[int], count: int) -> list[int]:
-    """One seed and a count -> consecutive seeds mod 2**32; a list stays as it is.
+def expand_seeds(seeds: int | Sequence[int], count: int | None = None) -> list[int]:
+    """One seed and a count (1 if not given) -> consecutive seeds mod 2**32; a list of seeds stays as it is.
 
     Raises:
-        ValueError: count is not positive.
+        WrongType: a seed or the count is no whole number. ValueError: one is out of range, or the count is another one
+            than that of the seeds.
     """
-    if not isinstance(seeds, int):
-        if not len(seeds):
-            raise ValueError("give at least one seed")
-        return [int(seed) % SEEDS for seed in seeds]
-    if count < 1:
-        raise ValueError(f"count must be 1 or more, got {count}")
-    return [(seeds + i) % SEEDS for i in range(count)]
+    found = read_seeds(seeds)
+    if count is None:
+        return found
+    if whole_number("count", count, 1) > MOST:
+        raise ValueError(
+            f"count must be at most {MOST} in one call, got {shown(count)}: draw the rest by further calls"
+        )
+    if _is_one(seeds):
+        return [(found[0] + i) % SEEDS for i in range(int(count))]
+    if count != len(found):
+        raise ValueError(f"count is {count}, but there are {len(found)} seeds: leave count out, or give one seed")
+    return found
+
+
+def read_seeds(seeds: int | Sequence[int], end: int = SEEDS) -> list[int]:
+    """One seed, or several as a list, an array or a tensor (b,) -> a list of whole numbers from 0 to below `end`.
+
+    Raises:
+        WrongType: one is no whole number. ValueError: one is out of range, or there is none.
+    """
+    if _is_one(seeds):
+        return [whole_number("seeds", seeds, 0, end - 1)]
+    several = getattr(seeds, "ndim", 1) == 1
+    if not several or isinstance(seeds, Mapping) or not isinstance(seeds, Sequence | np.ndarray | torch.Tensor):
+        raise WrongType(f"seeds must be a whole number or a list of them, got {shown(seeds)}")
+    if not len(seeds):
+        raise ValueError("give at least one seed")
+    return [whole_number("each of the seeds", seed, 0, end - 1) for seed in seeds]
+
+
+def _is_one(seeds: Any) -> bool:
+    """Whether it is to be one seed; a string is no list of them."""
+    return isinstance(seeds, str | bytes | int | float) or getattr(seeds, "ndim", None) == 0
 
 
 def opened(image: Image.Image | str | Path) -> Image.Image:

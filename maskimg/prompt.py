@@ -2,13 +2,15 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from maskimg.codes import PICTURE
-from maskimg.conditions import Condition, Context, Label, LabelFields
+from maskimg.conditions import Condition, Context, Label, LabelFields, check_label
+from maskimg.values import PromptWarning, instance, real_number, text
 from maskimg.words import NAME as WORDS
 from maskimg.words import Words
 
@@ -23,6 +25,9 @@ class Prompt:
         negative: a caption of what they are not to be like: guidance moves away from it.
         towards, share: another label, and how far from the first to it, 0 to 1.
         source: codes (1, h, w) of a picture to translate.
+
+    Raises:
+        WrongType: a value is of another type. ValueError: the share is out of range, or a caption is no text.
     """
 
     label: Label = None
@@ -31,6 +36,16 @@ class Prompt:
     towards: Label = None
     share: float = 0.5
     source: torch.Tensor | None = None
+
+    def __post_init__(self):
+        check_label("label", self.label)
+        check_label("towards", self.towards)
+        for name, caption in (("prompt", self.text), ("negative", self.negative)):
+            if caption is not None:
+                text(name, caption)
+        object.__setattr__(self, "share", real_number("share", self.share, 0, 1))
+        if self.source is not None:
+            instance("source", self.source, torch.Tensor, "codes (1, h, w)")
 
 
 Asked = Prompt | Label
@@ -55,8 +70,6 @@ class PromptReader:
         prompt = as_prompt(asked)
         labels, towards, share = self.labels.encode(prompt.label), None, None
         if prompt.towards:
-            if not 0 <= prompt.share <= 1:
-                raise ValueError(f"share must be between 0 and 1, got {prompt.share}")
             towards, share = self.labels.encode(prompt.towards), torch.tensor([[float(prompt.share)]])
         contexts = self._words(prompt.text) | self._picture(prompt.source)
         negative = None
@@ -67,6 +80,20 @@ class PromptReader:
                 self._words(prompt.negative) | self._picture(prompt.source),
             )
         return Condition(labels, tuple(self.labels.names), contexts, towards, share, negative).expand(count)
+
+    def remarks(self, asked: Sequence[Asked]) -> list[str]:
+        """What to know before these are drawn, a sentence each, and each once: words that the model never saw."""
+        if self.words is None:
+            return []
+        prompts = [as_prompt(each) for each in asked]
+        captions = [prompt.text for prompt in prompts if prompt.text is not None]
+        captions += [prompt.negative for prompt in prompts if prompt.negative and prompt.negative.strip()]
+        return self.words.remarks(list(dict.fromkeys(captions)))
+
+    def warn(self, asked: Sequence[Asked]) -> None:
+        """The remarks as a PromptWarning each, to the caller of whoever calls this."""
+        for remark in self.remarks(asked):
+            warnings.warn(remark, PromptWarning, stacklevel=3)
 
     def told(self, asked: Asked) -> dict[str, Any]:
         """What a recipe says of it."""
@@ -113,10 +140,21 @@ def as_prompt(asked: Asked) -> Prompt:
 
 
 def with_rest(
-    label: Asked, prompt: str | None, negative: str | None, towards: Label = None, share: float = 0.5
+    label: Asked, prompt: str | None, negative: str | None, towards: Label = None, share: float | None = None
 ) -> Prompt:
-    """What `Pipeline.generate` and others are given, in one."""
+    """What `Pipeline.generate` and others are given, in one.
+
+    Raises:
+        WrongType, ValueError: as `Prompt`; or something is given twice, or a share without another label.
+    """
     asked = as_prompt(label)
-    given: Mapping[str, Any] = {"text": prompt, "negative": negative, "towards": towards}
+    given: dict[str, Any] = {"text": prompt, "negative": negative, "towards": towards, "share": share}
     changed = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(asked, **changed, **({"share": share} if towards is not None else {}))
+    for name in changed.keys() - {"share"}:
+        if getattr(asked, name) is not None:
+            word = "prompt" if name == "text" else name
+            raise ValueError(f"{word} is given twice, in the Prompt and beside it: give one of them")
+    asked = dataclasses.replace(asked, **changed)
+    if share is not None and not asked.towards:
+        raise ValueError("share goes with towards: give another label, or leave share out")
+    return asked

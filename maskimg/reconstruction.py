@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from maskimg.metrics import psnr, ssim
+from maskimg.values import whole_number
 from vqgan.images import code_map, error_map, fit_stride, pad_square, to_pil, to_tensor
 
 LARGEST = 2048  # longer sides ask for more memory than a laptop has
@@ -98,7 +99,7 @@ def reconstruct(
     """
     if size is None:
         given, box = pad_square(image, square)
-    elif not stride <= size <= LARGEST:
+    elif not stride <= whole_number("size", size) <= LARGEST:
         raise ValueError(f"size must be between the stride {stride} and {LARGEST} pixels, got {size}")
     else:
         given = fit_stride(image, min(size, max(image.size)), stride)

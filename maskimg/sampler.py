@@ -7,12 +7,23 @@ from typing import Any
 import torch
 
 from maskimg.masking import schedule_named
+from maskimg.values import WrongType, instance, one_of, real_number, shown, text, truth, written_whole
 
 ORDERS = ("confidence", "halton", "random", "critic", "moment")
 PATHS = ("halton", "random")  # orders that do not look at what is predicted
 GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine")
 
 Knots = float | tuple[float, ...]
+_LIMITS = {
+    "token_temperature": (0.001, 10),
+    "choice_temperature": (0, 100),
+    "guidance": (0, 20),
+    "guidance_power": (0.1, 10),
+    "guidance_start": (0, 1),
+    "guidance_end": (0, 1),
+    "top_p": (0.001, 1),
+    "revise": (0, 0.9),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +51,9 @@ class Sampler:
         guidance_start, guidance_end: guidance is on while the share of revealed tokens is between them.
         top_k, top_p: draw among the k most probable codes, or the fewest that hold probability p; 0 and 1 are off.
         revise: share of the tokens drawn so far that each step gives back, at random, and draws again.
+
+    Raises:
+        WrongType: a value is of another type. ValueError: it is out of range, or there is no such schedule or order.
     """
 
     steps: int = 12
@@ -64,45 +78,27 @@ class Sampler:
             if isinstance(getattr(self, name), list):  # as JSON has it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "field_guidance", _pairs(self.field_guidance))
+        instance("counts", self.counts, tuple, "a list of whole numbers")
+        object.__setattr__(self, "counts", tuple(written_whole("counts", count, 1, 2**20) for count in self.counts))
         if self.counts:
-            if any(count != int(count) or count < 1 for count in self.counts):
-                raise ValueError(f"counts must be whole numbers of 1 or more, got {self.counts}")
             object.__setattr__(self, "steps", len(self.counts))
-        limits = {
-            "steps": (1, 1024),
-            "token_temperature": (0.001, 10),
-            "choice_temperature": (0, 100),
-            "guidance": (0, 20),
-            "guidance_power": (0.1, 10),
-            "guidance_start": (0, 1),
-            "guidance_end": (0, 1),
-            "top_k": (0, 2**20),
-            "top_p": (0.001, 1),
-            "revise": (0, 0.9),
-        }
-        for name, strength in self.field_guidance:
-            if not 0 <= strength <= 20:
-                raise ValueError(f"field_guidance of {name} must be between 0 and 20, got {strength}")
-        for name, (low, high) in limits.items():
+        # A browser, or a person, writes 1 for 1.0: the same sampler is written in one way.
+        for name, (low, high) in {"steps": (1, 1024), "top_k": (0, 2**20)}.items():
+            object.__setattr__(self, name, written_whole(name, getattr(self, name), low, high))
+        for name, (low, high) in _LIMITS.items():
             value = getattr(self, name)
             if value == ():
                 raise ValueError(f"{name} is an empty list: give a number")
-            for each in value if isinstance(value, tuple) else (value,):
-                if not low <= each <= high:  # also refuses NaN
-                    raise ValueError(f"{name} must be between {low} and {high}, got {each}")
-        if self.steps != int(self.steps) or self.top_k != int(self.top_k):
-            raise ValueError(f"steps and top_k must be whole numbers, got {self.steps} and {self.top_k}")
-        # A browser, or a person, writes 1 for 1.0: the same sampler is written in one way.
-        for name in (field.name for field in dataclasses.fields(self) if isinstance(field.default, float)):
-            value = getattr(self, name)
-            object.__setattr__(self, name, tuple(map(float, value)) if isinstance(value, tuple) else float(value))
+            if isinstance(value, tuple) and name not in ("token_temperature", "choice_temperature", "guidance"):
+                raise WrongType(f"{name} must be one number, got {shown(value)}")
+            several = tuple(
+                real_number(name, each, low, high) for each in (value if isinstance(value, tuple) else (value,))
+            )
+            object.__setattr__(self, name, several if isinstance(value, tuple) else several[0])
+        truth("critic_revises", self.critic_revises)
         for name, known in (("order", ORDERS), ("guidance_schedule", GUIDANCE_SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got `{getattr(self, name)}`")
-        schedule_named(self.schedule)
-        object.__setattr__(self, "steps", int(self.steps))
-        object.__setattr__(self, "top_k", int(self.top_k))
-        object.__setattr__(self, "counts", tuple(int(count) for count in self.counts))
+            one_of(name, getattr(self, name), known)
+        schedule_named(text("schedule", self.schedule))
 
     @property
     def forwards(self) -> int:
@@ -170,8 +166,16 @@ def make_presets(recipe: Sampler, has_critic: bool) -> dict[str, Sampler]:
 
 def _pairs(given: Any) -> tuple[tuple[str, float], ...]:
     """A dictionary, as JSON has it, or pairs, in the order of their names."""
-    pairs = given.items() if isinstance(given, dict) else given
-    return tuple(sorted((str(name), float(strength)) for name, strength in pairs))
+    pairs = list(given.items()) if isinstance(given, dict) else given
+    alike = isinstance(pairs, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
+    if not alike:
+        raise WrongType(f"field_guidance must be pairs of a field and a strength, got {shown(given)}")
+    found: dict[str, float] = {}
+    for name, strength in pairs:
+        if text("a field of field_guidance", name) in found:
+            raise ValueError(f"field_guidance names {shown(name)} twice: give one strength")
+        found[name] = real_number(f"field_guidance of {name}", strength, 0, 20)
+    return tuple(sorted(found.items()))
 
 
 def _spread(value: Knots, i: int, steps: int) -> float:

@@ -5,9 +5,11 @@ Shapes: b captions, s pieces, e features.
 
 import collections
 import dataclasses
+import difflib
 import functools
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +18,12 @@ import torch
 
 from maskimg.conditions import Context
 from maskimg.reader import SourceConfig
+from maskimg.values import shown
 from vqgan import files, writing
 
 NAME = "words"  # of the source in a Condition
 BYTES = 256
+MOST_TOLD = 5  # words in a sentence about them
 LONGEST = 10_000  # characters of a prompt that is looked at at all
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -42,10 +46,14 @@ class Words(Protocol):
         """Captions -> (b, s) pieces or (b, s, e) features, always `source.length` long; an empty one has none."""
         ...
 
+    def remarks(self, captions: Sequence[str]) -> list[str]:
+        """What to know before these captions are drawn, a sentence each: words that it never saw, say."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class WordPieces:
-    """Words that occurred in training are one piece each, all others are spelt in bytes, with a space before them.
+    """Words that are common in training are one piece each, all others are spelt in bytes, with a space before them.
 
     Upper and lower case are the same. Nothing is downloaded, and nothing but the training captions is known: a word
     that never occurred in them means nothing to the model.
@@ -53,11 +61,18 @@ class WordPieces:
     Attributes:
         vocabulary: the words, piece 256 + i each; pieces below are bytes.
         length: most pieces of a caption.
+        rare: the other words of the training captions; None where they were not kept.
     """
 
     vocabulary: tuple[str, ...]
     length: int = 32
     depth: int = 2
+    rare: tuple[str, ...] | None = None
+
+    @functools.cached_property
+    def seen(self) -> frozenset[str]:
+        """The words of which it is known that captions held them."""
+        return frozenset(self.vocabulary) | frozenset(self.rare or ())
 
     @functools.cached_property
     def places(self) -> dict[str, int]:
@@ -70,7 +85,8 @@ class WordPieces:
         captions = list(captions)
         counts = collections.Counter(word for caption in captions for word in split(caption))
         common = sorted((word for word, count in counts.items() if count > 1), key=lambda word: (-counts[word], word))
-        pieces = cls(tuple(common[:most]), longest)
+        kept = set(common[:most])
+        pieces = cls(tuple(common[:most]), longest, rare=tuple(sorted(counts.keys() - kept)))
         needed = max((len(pieces.pieces(caption)) for caption in captions), default=1)
         return dataclasses.replace(pieces, length=min(longest, -(-max(needed, 8) // 4) * 4))
 
@@ -80,7 +96,12 @@ class WordPieces:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        return {"kind": "pieces", **dataclasses.asdict(self)}
+        told = {"kind": "pieces", **dataclasses.asdict(self)}
+        if self.rare is None:
+            del told["rare"]
+        else:
+            told["rare"] = " ".join(self.rare)  # no word holds a space
+        return told
 
     @property
     def told(self) -> str:
@@ -95,8 +116,11 @@ class WordPieces:
         return found
 
     def unknown(self, caption: str) -> list[str]:
-        """The words of a caption that did not occur in training."""
-        return [word for word in split(caption) if word not in self.places]
+        """The words of a caption that no training caption is known to have held, each once; signs are no words."""
+        return list(dict.fromkeys(word for word in split(caption) if word[0].isalnum() and word not in self.seen))
+
+    def remarks(self, captions: Sequence[str]) -> list[str]:
+        return [*_unseen(self, captions), *_wordless(captions, self.seen)]
 
     def encode(self, captions: Sequence[str], *, cut: bool = False) -> Context:
         """
@@ -167,6 +191,10 @@ class FrozenWords:
     def told(self) -> str:
         return f"whatever `{self.name}` can read, up to {self.length} tokens"
 
+    def remarks(self, captions: Sequence[str]) -> list[str]:
+        """Its encoder has read more than anybody knows: only of captions that say nothing."""
+        return _wordless(captions, None)
+
     @torch.no_grad()
     def encode(self, captions: Sequence[str], *, cut: bool = False) -> Context:
         """As `WordPieces.encode`; features (b, s, e)."""
@@ -193,7 +221,8 @@ def read_words(numbers: dict[str, Any] | None) -> Words | None:
     rest = {name: value for name, value in numbers.items() if name != "kind"}
     if numbers.get("kind") == "frozen":
         return FrozenWords(**rest)
-    return WordPieces(tuple(rest.pop("vocabulary")), **rest)
+    rare = rest.pop("rare", None)
+    return WordPieces(tuple(rest.pop("vocabulary")), **rest, rare=None if rare is None else tuple(rare.split()))
 
 
 def encode_captions(words: Words, captions: Sequence[str], directory: Path, *, progress: Any = None) -> Context:
@@ -219,14 +248,46 @@ def encode_captions(words: Words, captions: Sequence[str], directory: Path, *, p
 
 
 def split(caption: str) -> list[str]:
-    """Words and signs, in lower case."""
-    return _WORD.findall(caption.lower())
+    """Words and signs, in lower case; an accent is one with its letter, however it was typed."""
+    return _WORD.findall(unicodedata.normalize("NFC", caption.lower()))
 
 
 def check_length(caption: str) -> None:
     """Raises: ValueError where a caption is longer than anybody means."""
     if len(caption) > LONGEST - 1:
         raise ValueError(f"this prompt has {len(caption):,} characters: say it in fewer words")
+
+
+def _unseen(words: WordPieces, captions: Sequence[str]) -> list[str]:
+    """The sentence about words that the model never saw, with the nearest one that it did."""
+    unknown = list(dict.fromkeys(word for caption in captions for word in words.unknown(caption)))
+    if not unknown:
+        return []
+    told = []
+    for word in unknown[:MOST_TOLD]:
+        close = difflib.get_close_matches(word[:40], words.vocabulary, n=1, cutoff=0.7)
+        told.append(f"{shown(word[:40])}" + (f" (did you mean {shown(close[0])}?)" if close else ""))
+    if len(unknown) > MOST_TOLD:
+        told.append(f"{len(unknown) - MOST_TOLD} words more")
+    them = "it" if len(unknown) == 1 else "them"
+    if words.rare is None:  # only the common ones are known
+        return [f"at most one caption of the model's training held {_listed(told)}, so it hardly knows {them}"]
+    return [f"no caption of the model's training held {_listed(told)}, so it does not know {them}"]
+
+
+def _wordless(captions: Sequence[str], seen: frozenset[str] | None) -> list[str]:
+    """The sentences about prompts that say nothing at all: empty ones, and those without a word that is known."""
+    found = []
+    if any(not caption.strip() for caption in captions):
+        found.append("the prompt is empty, so it asks for nothing")
+    spoken = [caption for caption in captions if caption.strip()]
+    if seen is not None and any(not any(word in seen for word in split(caption)) for caption in spoken):
+        found.append("the model knows no word of the prompt, so what it draws has nothing to do with it")
+    return found
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1])] * (len(words) > 1) + [words[-1]])
 
 
 def _spelt(words: list[str]) -> str:

@@ -1028,7 +1028,7 @@ def test_seeds_that_are_not_given_come_from_torchs_own():
         ({"steps": 0}, "steps must be between 1 and 1024, got 0"),
         ({"steps": -3}, "steps must be between"),
         ({"steps": 5000}, "steps must be between"),
-        ({"steps": 2.5}, "must be whole numbers, got 2.5"),
+        ({"steps": 2.5}, "must be a whole number between 1 and 1024, got 2.5"),
         ({"steps": math.nan}, "steps must be between"),
         ({"counts": (3, 0)}, r"counts must be whole numbers of 1 or more, got \(3, 0\)"),
         ({"counts": (3, -1, 2)}, "counts must be whole numbers of 1 or more"),

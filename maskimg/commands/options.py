@@ -1,12 +1,17 @@
 """What several commands share: how arguments are read, refused and turned into what the library takes."""
 
+import argparse
+import itertools
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from maskimg.values import shown
 
 SOURCE = (
     "folder of pictures, .zip or .tar archive, shards as s-{000..127}.tar, hf://owner/name, or "
@@ -21,17 +26,80 @@ class Refused(Exception):
 class Parser(ArgumentParser):
     """Errors as one kind line, exit code 2."""
 
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Namespace:
+        """As in the library; but an option that is given twice is refused, of which it would keep the last."""
+        found: set[str] = set()
+        for argument in args or []:
+            if _is_no_text(argument):
+                self.error(f"{shown(argument)} holds characters that are no text: leave them out")
+        for argument in itertools.takewhile(lambda argument: argument != "--", args or []):
+            option = argument.partition("=")[0]
+            action = self._action_of(option)
+            if action is None or isinstance(action, argparse._AppendAction | ActionConfigFile):
+                continue
+            if action.dest in found:
+                self.error(f"{option} is given twice: give it once")
+            found.add(action.dest)
+        try:
+            return super().parse_args(args, *others, **options)
+        except UnicodeDecodeError as error:
+            self.error(f"the file of --config is no text in UTF-8 ({error.reason}): save it as that")
+
+    def _action_of(self, option: str) -> argparse.Action | None:
+        """What an option sets; it may be cut short, as long as only one begins like that."""
+        if option in self._option_string_actions:
+            return self._option_string_actions[option]
+        begun = [name for name in self._option_string_actions if option.startswith("--") and name.startswith(option)]
+        return self._option_string_actions[begun[0]] if len(begun) == 1 and len(option) > 2 else None
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        for kind, words in (("int", "a whole number"), ("float", "a number"), ("bool", "true or false")):
-            message = str(message).replace(f"Expected a <class '{kind}'>.", f"expected {words}.")
-        fail(f"{' '.join(message.split())} (see `{self.prog} --help`)")
+        fail(f"{_plainly(str(message))} (see `{self.prog} --help`)")
+
+
+def _is_no_text(argument: str) -> bool:
+    """What no terminal can pass on: it has no name for such a file, and no prompt is written like that."""
+    try:
+        return b"\0" in os.fsencode(argument)
+    except UnicodeEncodeError:  # half a character
+        return True
+
+
+# How the library tells what it expected -> the same in words.
+_EXPECTED = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "tuple": "a list, as [1,2]",
+}  # fmt: skip
+
+
+def _plainly(message: str) -> str:
+    """The library's error as one line about the option."""
+    message = " ".join(message.split())
+    if "Unexpected config" in message:
+        return "the file of --config must hold lines as `size: 64`, each a name and its value"
+    if broken := re.match(r"(?:Problems parsing config|.*\"config\"): (while .*)", message):
+        return f"the file of --config is no YAML ({broken[1]})"
+    named = re.match(r'(?:Parser|Configuration) key "([^"]+)": (.*)', message)
+    if not named:
+        return message
+    option, words = f"--{named[1]}", named[2]
+    kinds = [kind for kind in re.findall(r"Expected a <class '(\w+)'>", words) if kind in _EXPECTED]
+    value = re.search(r"(?:Got value|Given value): ?(.*)$", words) or re.search(r"value: (.*)$", words)
+    if kinds:
+        wanted = " or ".join(dict.fromkeys(_EXPECTED[kind] for kind in kinds))
+        return f"{option} must be {wanted}, got {shown(value[1] if value else '')}"
+    if "Unable to load config" in words:
+        return f"{option} must be the path of a YAML file, or its values as {{name: value}}"
+    return f"{option}: {words}"
 
 
 BAD_INPUT, CANNOT_GO_ON, DISK_FULL = 2, 3, 4  # exit codes
+MOST_SAID = 1000  # characters
 
 
 def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
     """Print one line and exit."""
+    message = " ".join(message.split())
+    if len(message) > MOST_SAID:  # somebody's value, ten thousand characters long
+        message = f"{message[: MOST_SAID // 2]} … {message[-MOST_SAID // 2 :]}"
     print(f"maskimg: {message}", file=sys.stderr)
     raise SystemExit(code)
 
@@ -134,7 +202,7 @@ def to_prompt(given: Namespace) -> Any:
         to_label(given.label),
         given.prompt,
         given.negative,
-        to_label(given.towards),
+        to_label(given.towards, "--towards"),
         0.5 if given.share is None else given.share,
     )
 
@@ -148,16 +216,20 @@ def _numbers(option: str, text: str, *, whole: bool) -> Any:
     return values[0] if len(values) == 1 and not whole else values
 
 
-def to_label(given: list[str] | None) -> dict[str, str] | str | None:
+def to_label(given: list[str] | None, option: str = "--label") -> dict[str, str] | str | None:
     """["bird", "style=noto"] -> what `LabelFields.encode` takes."""
-    given = given or []
-    plain = [text for text in given if "=" not in text]
-    if len(plain) > 1:
-        raise Refused(f"give one plain --label, and the others as FIELD=NAME; got {', '.join(plain)}")
-    named = dict(text.split("=", 1) for text in given if "=" in text)
-    if plain and named:
-        return {"": plain[0], **named}
-    return named or (plain[0] if plain else None)
+    found: dict[str, str] = {}
+    for text in given or []:
+        field, equals, name = text.partition("=") if "=" in text else ("", "", text)
+        if equals and not field:
+            raise Refused(f"{option} must be NAME or FIELD=NAME, got {shown(text)}")
+        if field in found:
+            if not field:
+                both = f"{shown(found[field])} and {shown(name)}"
+                raise Refused(f"give one plain {option}, and the others as FIELD=NAME; got {both}")
+            raise Refused(f"{option} names {field} twice, as {shown(found[field])} and {shown(name)}: give one of them")
+        found[field] = name
+    return found.get("") if found.keys() == {""} else found or None
 
 
 def add_force(parser: Parser) -> None:

@@ -1,0 +1,60 @@
+"""What comes in from a browser or a program, held against the component that it is for, before Gradio looks at it.
+
+Gradio itself answers a value of another type with a traceback in the log, and rounds 1.5 to 2 where whole numbers are
+asked for.
+"""
+
+from typing import Any
+
+import gradio as gr
+
+from maskimg import values
+from maskimg_apps.errors import kindly, told
+
+NOT_UPLOADED = "a file of this call cannot be used: upload it first, and send what that answers"
+
+
+def guard_inputs(page: gr.Blocks) -> None:
+    """Let every call of a page refuse in a sentence what its components do not hold."""
+    preprocess = page.preprocess_data
+
+    async def checked(block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False) -> Any:
+        names = block_fn.input_parameter_names or []
+        with kindly():
+            for i, (component, value) in enumerate(zip(block_fn.inputs, inputs, strict=False)):
+                if state is not None and component._id in state:  # with the choices that it has now
+                    component = state[component._id]
+                name = names[i] if i < len(names) and names[i] else getattr(component, "label", "") or "a value"
+                check_input(str(name).replace("_", " "), component, value)
+        try:
+            return await preprocess(block_fn, inputs, state, explicit_call)
+        except ValueError as error:  # of a path that leads elsewhere, or of a description that is none
+            raise told(NOT_UPLOADED) from error
+
+    page.preprocess_data = checked
+
+
+def check_input(name: str, component: Any, value: Any) -> None:
+    """Whether a component can hold a value; of components that only a page has, Gradio knows that itself.
+
+    Raises:
+        WrongType: it is of another type. ValueError: it is out of range.
+    """
+    match component:
+        case gr.Slider() | gr.Number():
+            if value is None and isinstance(component, gr.Number):
+                return
+            check = values.written_whole if component.precision == 0 else values.real_number
+            check(name, value, component.minimum, component.maximum)
+        case gr.Checkbox():
+            values.truth(name, value)
+        case gr.Textbox():
+            if value is not None:
+                values.text(name, value)
+        case gr.Dropdown() | gr.Radio():
+            custom = isinstance(component, gr.Dropdown) and component.allow_custom_value
+            if value is not None and not custom:
+                values.one_of(name, value, [choice for _, choice in component.choices])
+        case gr.Image() | gr.File():
+            if value is not None and not (isinstance(value, dict) and isinstance(value.get("path"), str)):
+                raise values.WrongType(f"{name} must be an uploaded file, got {values.shown(value)}")
