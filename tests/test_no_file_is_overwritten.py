@@ -562,13 +562,13 @@ def test_a_foreign_picture_is_never_drawn_again_as_damaged(place):
         assert everything(place) == before
 
 
-def test_a_damaged_picture_of_ours_is_drawn_again_also_where_it_ends_in_its_recipe(place):
+def test_a_damaged_picture_of_ours_is_drawn_again_also_where_its_recipe_is_what_is_damaged(place):
     assert answer(*SAMPLE)[0] == 0
     before = everything(place)
     path = Path("out/000001.png")
     drawn = path.read_bytes()
-    flipped = bytes([*drawn[:-30], drawn[-30] ^ 1, *drawn[-29:]])
-    for content in (drawn[:60], drawn[:200], drawn[: len(drawn) // 2], drawn[:-1], flipped):
+    flipped = [drawn[:place] + bytes([drawn[place] ^ 1]) + drawn[place + 1 :] for place in (3, 100, -30)]
+    for content in (drawn[:60], drawn[:200], drawn[:-1], *flipped):
         path.write_bytes(content)
         assert "1 new, 3 in all" in answer(*SAMPLE)[1]
         assert everything(place) == before
