@@ -225,7 +225,7 @@ def _already_there(path: Path, recipe: dict[str, Any]) -> bool:
     if found is None:
         raise ValueError(f"`{path}` was not made by maskimg: choose another folder")
     if found == {}:
-        return False  # ours, and cut off before there was a pixel
+        return False  # ours, and damaged before the first pixel
     if found != recipe:
         raise ValueError(f"`{path}` was drawn with another recipe: choose another folder")
     return is_whole(path)

@@ -7,6 +7,7 @@ cut off, or that is larger than what may be opened, still says whose it is.
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def mark(task: str) -> dict[str, Any]:
 
 
 def mark_in(path: Path) -> dict[str, Any] | None:
-    """The recipe or mark in a file, or None where there is none; {} in a PNG of ours that ends before its recipe does.
+    """The recipe or mark in a file, or None where there is none; {} in a PNG of ours in which it is cut off or damaged.
 
     What cannot be read is not taken for ours either.
     """
@@ -68,9 +69,11 @@ def _mark_in_png(path: Path) -> dict[str, Any] | None:
             if kind in (b"IDAT", b"IEND"):
                 return None
             content = file.read(min(length, MAX_TEXT + len(PNG_TEXT))) if kind == b"iTXt" else b""
+            if content.startswith(PNG_TEXT) and len(content) == length:
+                whole = file.read(4) == zlib.crc32(kind + content).to_bytes(4, "big")
+                return _valid(_parsed(content[len(PNG_TEXT) :])) if whole else {}
             if content.startswith(PNG_TEXT):
-                cut_off = len(content) < min(length, MAX_TEXT)
-                return {} if cut_off else _valid(_parsed(content[len(PNG_TEXT) :]))
+                return {} if len(content) < MAX_TEXT else None  # cut off, or longer than ours are
             file.seek(length - len(content) + 4, 1)
     return None
 

@@ -108,7 +108,8 @@ def test_the_same_files_are_what_check_data_lists(planted, tmp_path, capsys):
     out = tmp_path / "new" / "bad.txt"
     assert main(["check-data", str(folder), "--jobs", "3", "--out", str(out)]) == 1
     shown, progress = capsys.readouterr()
-    lines = out.read_text().splitlines()
+    mark, *lines = out.read_text().splitlines()
+    assert mark.startswith('# {"maskimg": {"task": "check-data"')
     assert set().union(*(_named(line, bad) for line in lines)) == bad and len(lines) == len(bad)
     assert f"{len(good) + len(bad)} pictures, {len(good)} of them readable" in shown
     assert f"cannot be read: {len(bad)}" in shown
