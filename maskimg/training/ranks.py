@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 PATIENCE = datetime.timedelta(hours=12)  # for a first process that decodes or encodes while the others wait
-
 ALONE = "--shard needs several processes: start them with `torchrun --nproc-per-node N -m maskimg`"
 
 
