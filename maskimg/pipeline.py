@@ -31,6 +31,7 @@ from maskimg.recipe import write_png
 from maskimg.reconstruction import Reconstruction, reconstruct
 from maskimg.sampler import Sampler, make_presets
 from maskimg.sampling import Step, first_features, sample_steps
+from maskimg.sources import text
 from maskimg.transformer import TokenCritic, TransformerConfig
 from maskimg.values import WrongType, instance, shown, whole_number
 from maskimg.words import Words, read_words
@@ -616,7 +617,7 @@ class Pipeline:
             about = {key: value for key, value in self.about.items() if key != "manifest_sha256"}
             about |= {
                 "format": FORMAT,
-                "name": about.get("name", Path(directory).name),
+                "name": text(about.get("name", Path(directory).name)),
                 "labels": {field: list(names) for field, names in self.labels.names.items()},
                 "words": self.words.numbers if self.words else None,
                 "recipe": self.recipe.numbers(),

@@ -44,7 +44,7 @@ def require_place(path: str | Path) -> tuple[Path, Known]:
     if not place.is_dir():
         raise _in_the_way(f"`{path}` is {'a file' if place.is_file() else 'no folder'}")
     try:
-        return place, _known(place)
+        return place, _known(place, Path(path))
     except PermissionError as error:
         raise _in_the_way(f"`{error.filename}` cannot be read, so nobody knows what it holds") from error
 
@@ -88,8 +88,8 @@ def stamp(entry: "os.DirEntry[str]") -> Stamp:
     return (about.st_mode, 0, 0) if stat.S_ISDIR(about.st_mode) else (about.st_mode, about.st_size, about.st_mtime_ns)
 
 
-def _known(place: Path) -> Known:
-    """What is in a directory, all of which may go."""
+def _known(place: Path, path: Path) -> Known:
+    """What is in the directory `place`, which a person calls `path`; all of it may go."""
     listed = _listed(place)
     expected = listed or {}
     own = set() if listed is None else {*listed, files.MANIFEST}
@@ -100,21 +100,21 @@ def _known(place: Path) -> Known:
         regular, folder = stat.S_ISREG(about.st_mode), stat.S_ISDIR(about.st_mode)
         clutter = regular and entry.name in CLUTTER
         if not (clutter or (regular and name in own) or (folder and name in folders)):
-            raise _in_the_way(f"`{place}` holds `{name}`, which maskimg did not write there")
+            raise _in_the_way(f"`{path}` holds `{name}`, which maskimg did not write there")
         if not about.st_mode & stat.S_IWUSR:
-            raise _in_the_way(f"`{place / name}` is protected against writing")
+            raise _in_the_way(f"`{path / name}` is protected against writing")
         known[name] = stamp(entry)
         if name in expected and regular:
             sizes[name] = about.st_size
     if not (place.stat().st_mode & stat.S_IWUSR and os.access(place, os.W_OK)):
-        raise _in_the_way(f"`{place}` is protected against writing")
+        raise _in_the_way(f"`{path}` is protected against writing")
 
     # Sizes first: they cost nothing, while checksums read every byte.
     changed = next((name for name, size in sizes.items() if size != expected[name]["size"]), None) or next(
         (name for name in sizes if files.checksum(place / name) != expected[name]["sha256"]), None
     )
     if changed:
-        fault = f"`{place / changed}` was changed since maskimg wrote it"
+        fault = f"`{path / changed}` was changed since maskimg wrote it"
         raise InTheWay(f"{fault}: {ADVICE}", fault, changed=True)
     return known
 

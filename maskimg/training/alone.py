@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,8 @@ def require_working(directory: Path) -> None:
         if inside and not any(path.is_file() for sign in SIGNS for path in directory.glob(sign)):
             raise InTheWay(f"`{directory}` is for working files, and holds `{inside[0]}`, which is none: {ADVICE}")
         _require_own_lock(directory)
+        if not directory.stat().st_mode & stat.S_IWUSR:
+            raise InTheWay(f"`{directory}` is for working files, and is protected against writing: {ADVICE}")
     require_room(directory / LOCK)
 
 

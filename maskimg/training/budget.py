@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from maskimg.training.ranges import MOST, require_ranges
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -13,6 +15,7 @@ class Budget:
     def __post_init__(self):
         if self.steps is None and self.minutes is None:
             raise ValueError("a budget needs steps or minutes")
+        require_ranges(self, {"steps": (0, MOST), "minutes": (0, MOST)})
 
     @property
     def long(self) -> bool:

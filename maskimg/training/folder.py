@@ -14,7 +14,7 @@ from PIL import Image
 
 from maskimg import pictures as reading
 from maskimg.codes import PICTURE, CodeCache, encode_pictures, read_codes
-from maskimg.hardware import pick_device
+from maskimg.hardware import pick_device, pick_dtype
 from maskimg.listing import require_training
 from maskimg.marks import mark
 from maskimg.memorisation import Memorisation, compare, nearest_sheet
@@ -29,6 +29,7 @@ from maskimg.sources import size_of, text
 from maskimg.training import ranks
 from maskimg.training.alone import working_in
 from maskimg.training.generator import GeneratorTraining, guessed_loss, held_out_loss, train_critic, train_generator
+from maskimg.training.ranges import MOST, require_ranges
 from maskimg.training.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskimg.transformer import TransformerConfig
@@ -49,6 +50,12 @@ class NetworkSize:
     registers: int = 1
     dropout: float = 0.0
     critic_depth: int = 2
+
+    def __post_init__(self):
+        require_ranges(self, dict.fromkeys(("dim", "depth", "heads"), (1, MOST)))
+        require_ranges(self, {"registers": (0, MOST), "dropout": (0, 0.99), "critic_depth": (0, MOST)})
+        if self.dim % self.heads or (self.dim // self.heads) % 4:
+            raise ValueError(f"dim / heads must be a multiple of 4, got {self.dim} / {self.heads}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +94,11 @@ class Plan:
     recipe: Sampler = Sampler()
 
     def __post_init__(self):
-        if self.patience < 0:
-            raise ValueError(f"patience must be 0 or more, got {self.patience}")
+        require_ranges(self, {"patience": (0, MOST), "versions": (1, MOST), "size": (0, 512)})
+        if self.size % self.tokenizer.stride:
+            raise ValueError(
+                f"size must be a multiple of the tokenizer's stride {self.tokenizer.stride}, got {self.size}"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -205,6 +215,7 @@ def train_folder(
     """
     require_training(listing)
     out = Path(out)
+    require_possible(listing, plan, device=device, dtype=dtype, shard=shard)
     if ranks.is_first():
         writing.require_replaceable(out)
     with working_in(working_directory(out), active=ranks.is_first()):
@@ -213,6 +224,27 @@ def train_folder(
             max_bad=max_bad, progress=progress, shard=shard,
             track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
         )  # fmt: skip
+
+
+def require_possible(listing: Listing, plan: Plan, *, device: str, dtype: str, shard: bool) -> None:
+    """What a later stage would refuse is refused before the first.
+
+    Raises:
+        ValueError: with a sentence; among them DataError and ModelError.
+    """
+    pick_dtype(dtype, pick_device(device))
+    with torch.random.fork_rng():
+        Tokenizer(plan.tokenizer)
+    if shard and not ranks.several():
+        raise ValueError(ranks.ALONE)
+    if plan.patience and not listing.held_out.any():
+        raise ValueError("patience needs a held-out loss to go by, but no picture is held out: leave `--patience` out")
+    if plan.source and kind_of(plan.source) == "folder":
+        reading.list_pictures(plan.source)
+    if plan.source_tokenizer:
+        Tokenizer.from_pretrained(plan.source_tokenizer)
+    if plan.words not in ("none", "pieces") and listing.captions:
+        FrozenWords(plan.words)
 
 
 def _train_stages(

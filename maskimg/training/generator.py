@@ -13,13 +13,15 @@ from maskimg.codes import CodeCache
 from maskimg.conditions import Condition
 from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
 from maskimg.marks import mark
-from maskimg.maskgit import MaskGit, Predictions
+from maskimg.maskgit import CRITIC_TARGETS, MaskGit, Predictions
+from maskimg.masking import schedule_named
 from maskimg.metrics import guessing_loss, losses_by_mask_ratio, monochrome_warning, token_accuracy
 from maskimg.noise import Chance
 from maskimg.recipe import write_png
 from maskimg.sampler import Sampler
 from maskimg.training import ranks
 from maskimg.training.early import Best
+from maskimg.training.ranges import MOST, require_ranges
 from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
 from maskimg.training.update import Update
 from maskimg.training.watch import look_back, unlearnt_warning
@@ -68,6 +70,16 @@ class GeneratorTraining:
     balance: float = 0.5
     ema_decay: float = 0.999
     seed: int = 0
+
+    def __post_init__(self):
+        shares = ("condition_drop", "label_smoothing", "no_replace_prob", "random_token_prob", "self_cond_train_prob")
+        weights = ("learning_rate", "weight_decay", "visible_weight", "critic_loss_weight")
+        require_ranges(self, dict.fromkeys(("batch_size", "accumulation"), (1, MOST)))
+        require_ranges(self, dict.fromkeys((*shares, "balance", "ema_decay"), (0, 1)))
+        require_ranges(self, dict.fromkeys(weights, (0, MOST)))
+        schedule_named(self.schedule)
+        if self.critic_target not in CRITIC_TARGETS:
+            raise ValueError(f"critic_target must be one of {', '.join(CRITIC_TARGETS)}, got `{self.critic_target}`")
 
 
 def train_generator(

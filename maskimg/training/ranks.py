@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 PATIENCE = datetime.timedelta(hours=12)  # for a first process that decodes or encodes while the others wait
+ALONE = "--shard needs several processes: start them with `torchrun --nproc-per-node N -m maskimg`"
 
 
 def several() -> bool:
@@ -148,7 +149,7 @@ def sharded(module: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     if not several():
-        raise ValueError("--shard needs several processes: start them with `torchrun --nproc-per-node N -m maskimg`")
+        raise ValueError(ALONE)
     mesh = init_device_mesh(next(module.parameters()).device.type, (world(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)

@@ -18,6 +18,7 @@ from maskimg.noise import Chance, Source, rand
 from maskimg.pictures import Pictures, move
 from maskimg.recipe import write_png
 from maskimg.training import ranks
+from maskimg.training.ranges import MOST, require_ranges
 from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
 from maskimg.training.update import Update
 from maskimg.training.watch import look_back
@@ -90,6 +91,10 @@ class TokenizerTraining:
             raise ValueError(
                 f"discriminator_check must be one of {', '.join(CHECKS)}, got `{self.discriminator_check}`"
             )
+        weights = ("learning_rate", "weight_decay", "perceptual_weight", "adversarial_weight")
+        require_ranges(self, dict.fromkeys(("batch_size", "accumulation"), (1, MOST)))
+        require_ranges(self, dict.fromkeys(("adversarial_start", "adversarial_warmup", "ema_decay"), (0, 1)))
+        require_ranges(self, dict.fromkeys((*weights, "classifier_steps", "shift"), (0, MOST)))
 
     def adversarial_weight_at(self, progress: float) -> float:
         """At this share of training: 0 until the discriminator joins, then a ramp."""
