@@ -160,7 +160,9 @@ def read_table(path: str | Path, reader: PromptReader, asked: Prompt = NOTHING) 
     always = {first: label} if isinstance(label, str) else {k or first: v for k, v in dict(label or {}).items()}
     table = tables.read_table(Path(path).read_bytes(), str(path))
     if table.nameless:
-        raise DataError(f"`{path}`, line {table.nameless}: it has a cell below no name: name its column in the first line")
+        raise DataError(
+            f"`{path}`, line {table.nameless}: it has a cell below no name: name its column in the first line"
+        )
     known = {name.casefold(): name for name in (*reader.labels.names, "prompt", "negative")}
     rows: list[Asked] = []
     for row in table.rows:

@@ -120,8 +120,8 @@ def require_training(listing: Listing) -> Listing:
     """
     if listing.held_out.all():
         raise DataError(
-            f"all {len(listing):,} pictures in `{listing.source.where}` are held out, and none is left to train on: call "
-            "the part to train on `train`"
+            f"all {len(listing):,} pictures in `{listing.source.where}` are held out, and none is left to train on: "
+            "call the part to train on `train`"
         )
     return listing
 
@@ -252,7 +252,9 @@ class Places:
             return self.files.others[row.file]
         name = posixpath.normpath(self._relative(row.file).replace("\\", "/"))
         if name.split("/")[0] == ".." or name[0] == "/" or PureWindowsPath(row.file).drive:
-            raise DataError(f"`{path}`, line {row.line} names `{row.file}`, which lies outside the folder: name files as from there")
+            raise DataError(
+                f"`{path}`, line {row.line} names `{row.file}`, which lies outside the folder: name files as from there"
+            )
         if found := self.files.others.get(name) or self.composed.get(composed(name)):
             return found
         entry = self.files.found.missing(self.files.root + name)
