@@ -118,13 +118,13 @@ def kind_of_archive(path: Path) -> str | None:
         raise DataError(f"`{path}` cannot be read ({line(error)})") from error
     if other := next((words for signature, words in OTHERS.items() if start.startswith(signature)), None):
         raise DataError(f"`{path}` is {other}, which cannot be read: unpack it, and give the folder or a .zip of it")
-    name = path.name.lower()
-    if start.startswith((b"PK\3\4", b"PK\5\6")) or (name.endswith(".zip") and start[257:262] != b"ustar"):
+    if start.startswith((b"PK\3\4", b"PK\5\6")):
         return ZIP
-    if start[257:262] == b"ustar" or name.endswith(TARS):
+    if start[257:262] == b"ustar" or (start.startswith(COMPRESSED) and tarfile.is_tarfile(path)):
         return TAR
-    if start.startswith(COMPRESSED):
-        return TAR if tarfile.is_tarfile(path) else None
+    name = path.name.lower()
+    if name.endswith((".zip", *TARS)):  # one that is damaged, say
+        return ZIP if name.endswith(".zip") else TAR
     return ZIP if zipfile.is_zipfile(path) else None  # one that begins with a program which unpacks it
 
 
@@ -262,9 +262,7 @@ def _require_readable(path: Path, members: list[Member]) -> None:
     """That every picture is packed, or locked, in a way that cannot be read is known before any of them is tried."""
     faults = {member.fault for member in members if is_picture(member.name) and not is_clutter(member.name)}
     if len(faults) == 1 and (fault := faults.pop()).startswith(("is packed", "is encrypted")):
-        raise DataError(
-            f"each picture in `{path}` {fault}, which cannot be read: unpack it, and give the folder or a new .zip of it"
-        )
+        raise DataError(f"each picture in `{path}` {fault}, which cannot be read: unpack it, and give the folder")
 
 
 @contextlib.contextmanager

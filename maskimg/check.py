@@ -16,7 +16,10 @@ from maskimg.sources import Content, Entry, open_content
 from vqgan.images import ImageError
 
 FEW = 10  # pictures; a class with fewer is hard to learn
-SIGNATURES = ((b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"RIFF", "WEBP"))
+SIGNATURES = (
+    (b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"RIFF", "WEBP"), (b"GIF8", "GIF"), (b"BM", "BMP"),
+    (b"II", "TIFF"), (b"MM", "TIFF"), *((b"P%d" % i, "PPM") for i in range(1, 7)), (b"(\0\0\0", "DIB"),
+)  # fmt: skip
 SHOWN = 12  # of many classes, sizes and reasons
 
 
@@ -170,4 +173,6 @@ def _identity(content: Content) -> tuple[str, str]:
 
 
 def _format(start: bytes) -> str:
+    if start[4:8] == b"ftyp":
+        return "AVIF" if start[8:11] == b"avi" else "HEIF"
     return next((name for signature, name in SIGNATURES if start.startswith(signature)), "unknown")

@@ -120,8 +120,8 @@ def require_training(listing: Listing) -> Listing:
     """
     if listing.held_out.all():
         raise DataError(
-            f"all {len(listing):,} pictures in `{listing.source.where}` are held out, and none is left to train on: call "
-            "the part to train on `train`"
+            f"all {len(listing):,} pictures in `{listing.source.where}` are held out, and none is left to train on: "
+            "call the part to train on `train`"
         )
     return listing
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from maskimg.pictures import Pictures, list_pictures, read_pictures
 from maskimg.sources import DataError
+from maskimg.trees import composed
 from vqgan import writing
 from vqgan.images import normalize, to_uint8
 
@@ -57,20 +58,34 @@ def read_sources(
     """
     if source in TRANSFORMS:
         return pictures, _transformed(source, pictures, work / "sources.u8")
-    found = read_pictures(list_pictures(source), pictures.size, work / "sources", max_bad=max_bad, progress=progress)
+    listing = list_pictures(source, leave_out=(work, work.with_name(work.name.removesuffix(".training"))))
+    found = read_pictures(listing, pictures.size, work / "sources", max_bad=max_bad, progress=progress)
     return paired(pictures, found, source)
 
 
 def paired(pictures: Pictures, sources: Pictures, where: str) -> tuple[Pictures, Pictures]:
-    """Those of two sets that have the same name, whatever its suffix; labels and what is held out are the first's."""
-    places = {_stem(name): i for i, name in enumerate(sources.names)}
-    alone = [name for name in pictures.names if _stem(name) not in places]
+    """Those of two sets that have the same name, whatever its suffix; labels and what is held out are the first's.
+
+    Raises:
+        DataError: a picture has no source, or several that differ in their suffix only.
+    """
+    places = {composed(name): i for i, name in enumerate(sources.names)}
+    alike: dict[str, list[int]] = {}
+    for i, name in enumerate(sources.names):
+        alike.setdefault(_stem(name), []).append(i)
+    found = [[places[composed(name)]] if composed(name) in places else alike.get(_stem(name), [])
+             for name in pictures.names]  # fmt: skip
+    alone = [name for name, each in zip(pictures.names, found, strict=True) if not each]
     if alone:
         raise DataError(
             f"{len(alone)} of {len(pictures.names)} pictures have no source in `{where}`, such as `{alone[0]}`: both "
             "folders need pictures of the same names"
         )
-    order = torch.tensor([places[_stem(name)] for name in pictures.names])
+    several = next(((name, each) for name, each in zip(pictures.names, found, strict=True) if len(each) > 1), None)
+    if several:
+        names = " and ".join(f"`{sources.names[i]}`" for i in several[1])
+        raise DataError(f"`{several[0]}` has {len(several[1])} sources in `{where}`, {names}: keep one of them")
+    order = torch.tensor([each[0] for each in found])
     return pictures, dataclasses.replace(pictures, pixels=sources.pixels[order], fingerprint=_both(pictures, sources))
 
 
@@ -103,7 +118,7 @@ def _transformed(name: str, pictures: Pictures, path: Path) -> Pictures:
 
 
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    return composed(str(PurePosixPath(name).with_suffix("")))
 
 
 def _both(pictures: Pictures, sources: Pictures) -> str:

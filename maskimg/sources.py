@@ -166,7 +166,7 @@ def size_of(content: Content) -> tuple[int, int]:
             warnings.simplefilter("ignore")  # of sizes that `load_image` refuses
             with open_header(BytesIO(content) if isinstance(content, bytes) else content) as image:
                 return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         raise ImageError(line(error)) from error
 
 

@@ -182,13 +182,8 @@ def _without_ours(found: Found, left_out: LeftOut) -> dict[str, Entry]:
     outermost = {folder for folder in ours if not any(folder != other and folder.startswith(other) for other in ours)}
     for folder in sorted(outermost):
         left_out.add(OURS, folder[:-1])
-    parts = {name: name.split("/")[:-1] for name in found.files} if outermost else {}
-    return {
-        name: entry
-        for name, entry in found.files.items()
-        if not outermost
-        or not any("/".join(parts[name][:i]) + "/" in outermost for i in range(1, len(parts[name]) + 1))
-    }
+    within = tuple(outermost)
+    return {name: entry for name, entry in found.files.items() if not name.startswith(within)}
 
 
 def _written(found: Found, name: str, entry: Entry) -> str | None:

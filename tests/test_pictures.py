@@ -124,9 +124,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(DataError, match="there is no folder"):
         list_pictures(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(
-        DataError, match=r"holds no PNG, JPEG, .* pictures; left out: 1 text beside no picture \(notes.txt\)"
-    ):
+    with pytest.raises(DataError, match="holds no PNG, JPEG, .* pictures; left out: 1 text beside no .*notes.txt"):
         list_pictures(tmp_path)
     with pytest.raises(DataError, match="is a file: give the folder that holds the pictures"):
         list_pictures(tmp_path / "notes.txt")

@@ -1,65 +1,22 @@
 """Pictures in folders, archives and shards: the same listing wherever they lie, and nothing written beside them."""
 
-import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from packing import as_folder, as_tar, as_tar_gz, as_zip, png
 
 from maskimg import archives
 from maskimg.pictures import list_pictures, read_pictures
 from maskimg.sources import DataError
 
-Contents = dict[str, bytes]
+ARCHIVES = pytest.mark.parametrize("pack", [as_zip, as_tar, as_tar_gz])
+KINDS = pytest.mark.parametrize("pack", [as_folder, as_zip, as_tar, as_tar_gz])
 
-
-def _png(red: int, size: int = 20) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (size, size), (red, 0, 0)).save(file, format="PNG")
-    return file.getvalue()
-
-
-def _folder(path: Path, contents: Contents) -> Path:
-    for name, data in contents.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
-
-
-def _zip(path: Path, contents: Contents) -> Path:
-    path = path.with_suffix(".zip")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in contents.items():
-            archive.writestr(name, data)
-    return path
-
-
-def _tar(path: Path, contents: Contents, suffix: str = ".tar") -> Path:
-    path = path.with_name(path.name + suffix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, f"w:{'' if suffix == '.tar' else suffix.rpartition('.')[2]}") as archive:
-        for name, data in contents.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def _tar_gz(path: Path, contents: Contents) -> Path:
-    return _tar(path, contents, ".tar.gz")
-
-
-ARCHIVES = pytest.mark.parametrize("pack", [_zip, _tar, _tar_gz])
-KINDS = pytest.mark.parametrize("pack", [_folder, _zip, _tar, _tar_gz])
-Pack = Callable[[Path, Contents], Path]
-
-NESTED = {"dog/2.png": _png(2), "cat/1.png": _png(1), "cat/old/3.png": _png(3), "cat/notes.md": b"of no interest"}
+NESTED = {"dog/2.png": png(2), "cat/1.png": png(1), "cat/old/3.png": png(3), "cat/notes.md": b"of no interest"}
 
 
 # ----------------------------------------------------------------------------- the same, wherever they lie
@@ -67,7 +24,7 @@ NESTED = {"dog/2.png": _png(2), "cat/1.png": _png(1), "cat/old/3.png": _png(3), 
 
 @ARCHIVES
 def test_an_archive_gives_what_its_folder_gives(pack, tmp_path):
-    expected = list_pictures(_folder(tmp_path / "folder", NESTED))
+    expected = list_pictures(as_folder(tmp_path / "folder", NESTED))
     listing = list_pictures(pack(tmp_path / "archive", NESTED))
     assert listing.names == expected.names == ["cat/1.png", "cat/old/3.png", "dog/2.png"]
     assert listing.fields == expected.fields == {"class": ["cat", "dog"]}
@@ -82,10 +39,10 @@ def test_an_archive_gives_what_its_folder_gives(pack, tmp_path):
 def test_an_archive_is_read_in_place(pack, tmp_path):
     """Nothing is unpacked, whatever the names in it."""
     contents = {
-        "../../evil.png": _png(1),
-        "/etc/evil.png": _png(2),
-        "..\\..\\worse.png": _png(3),
-        "C:\\x\\4.png": _png(4),
+        "../../evil.png": png(1),
+        "/etc/evil.png": png(2),
+        "..\\..\\worse.png": png(3),
+        "C:\\x\\4.png": png(4),
     }
     path = pack(tmp_path / "in" / "archive", contents)
     listing = list_pictures(path)
@@ -105,7 +62,7 @@ def test_the_one_folder_that_everything_in_an_archive_lies_in_is_no_label(pack, 
 
 @ARCHIVES
 def test_what_systems_hide_in_archives_is_no_picture(pack, tmp_path):
-    hidden = {"__MACOSX/cat/._1.png": b"resource", "cat/._1.png": b"fork", ".thumbs/1.png": _png(9)}
+    hidden = {"__MACOSX/cat/._1.png": b"resource", "cat/._1.png": b"fork", ".thumbs/1.png": png(9)}
     assert list_pictures(pack(tmp_path / "a", NESTED | hidden)).names == ["cat/1.png", "cat/old/3.png", "dog/2.png"]
 
 
@@ -113,9 +70,9 @@ def test_what_systems_hide_in_archives_is_no_picture(pack, tmp_path):
 def test_a_table_labels_captions_and_splits_the_pictures_beside_it(pack, tmp_path):
     table = "file,split,class,caption\n./b.png,train,x,a red square\nsub/a.png,val,,\ngone.png,train,y,\n"
     listing = list_pictures(
-        pack(tmp_path / "a", {"data/labels.csv": table.encode(), "data/b.png": _png(1), "data/sub/a.png": _png(2)})
-        if pack is not _folder
-        else _folder(tmp_path / "a", {"labels.csv": table.encode(), "b.png": _png(1), "sub/a.png": _png(2)})
+        pack(tmp_path / "a", {"data/labels.csv": table.encode(), "data/b.png": png(1), "data/sub/a.png": png(2)})
+        if pack is not as_folder
+        else as_folder(tmp_path / "a", {"labels.csv": table.encode(), "b.png": png(1), "sub/a.png": png(2)})
     )
     assert listing.names == ["b.png", "sub/a.png", "gone.png"]
     assert listing.fields == {"class": ["x", "y"]}  # `caption` is no label
@@ -132,9 +89,9 @@ def test_a_table_labels_captions_and_splits_the_pictures_beside_it(pack, tmp_pat
 @KINDS
 def test_what_lies_beside_a_picture_describes_it(pack, tmp_path):
     contents = {
-        "1.png": _png(1), "1.txt": "a cat\n\nblack Käse\n".encode(), "1.cls": b"10\n",
-        "2.png": _png(2), "2.json": json.dumps({"label": 2, "caption": ["two", "more", ""]}).encode(),
-        "3.png": _png(3), "3.json": b"no JSON at all",
+        "1.png": png(1), "1.txt": "a cat\n\nblack Käse\n".encode(), "1.cls": b"10\n",
+        "2.png": png(2), "2.json": json.dumps({"label": 2, "caption": ["two", "more", ""]}).encode(),
+        "3.png": png(3), "3.json": b"no JSON at all",
         "4.txt": b"beside nothing",
     }  # fmt: skip
     listing = list_pictures(pack(tmp_path / "a", contents))
@@ -152,9 +109,9 @@ def _shard(folder: Path, number: int, suffix: str = ".tar") -> Path:
     contents = {}
     for i in range(3):
         key = f"{number}/{i}"
-        contents |= {f"{key}.png": _png(10 * number + i), f"{key}.cls": str(i % 2).encode(), f"{key}.txt": b"text"}
-        contents |= {f"{key}.mask.png": _png(200)}
-    return _tar(folder / f"s-{number:03d}", contents, suffix)
+        contents |= {f"{key}.png": png(10 * number + i), f"{key}.cls": str(i % 2).encode(), f"{key}.txt": b"text"}
+        contents |= {f"{key}.mask.png": png(200)}
+    return as_tar(folder / f"s-{number:03d}", contents, suffix)
 
 
 @pytest.mark.parametrize("pattern", ["s-{000..002}.tar", "s-*.tar", "s-00[012].tar"])
@@ -171,7 +128,7 @@ def test_shards_are_read_by_a_pattern(pattern, tmp_path):
 
 def test_pictures_of_one_name_in_two_shards_are_two(tmp_path):
     for number in range(2):
-        _tar(tmp_path / f"s-{number}", {"same.png": _png(number)})
+        as_tar(tmp_path / f"s-{number}", {"same.png": png(number)})
     pictures = read_pictures(list_pictures(tmp_path / "s-{0..1}.tar"), 8, tmp_path / "cache")
     assert sorted(pictures.pixels[:, 0, 4, 4].tolist()) == [0, 1]
 
@@ -190,7 +147,7 @@ def test_a_missing_shard_is_named(tmp_path):
 def test_a_compressed_archive_is_read_from_front_to_back(tmp_path, monkeypatch):
     """Going back would decompress it from its beginning again, for each picture."""
     names = [f"{i}.png" for i in (5, 3, 1, 4, 2, 0)]
-    path = _tar_gz(tmp_path / "a", {name: _png(int(name[0])) for name in names})
+    path = as_tar_gz(tmp_path / "a", {name: png(int(name[0])) for name in names})
     seen, opened = [], archives._opened
 
     class Watched:
@@ -215,7 +172,7 @@ def test_a_compressed_archive_is_read_from_front_to_back(tmp_path, monkeypatch):
 
 @ARCHIVES
 def test_a_damaged_archive_is_refused_with_a_sentence(pack, tmp_path):
-    path = pack(tmp_path / "a", {f"{i}.png": _png(i) for i in range(9)})
+    path = pack(tmp_path / "a", {f"{i}.png": png(i) for i in range(9)})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with pytest.raises(DataError, match="is damaged or cut off: copy or download it again"):
         list_pictures(path)
@@ -223,7 +180,7 @@ def test_a_damaged_archive_is_refused_with_a_sentence(pack, tmp_path):
 
 @ARCHIVES
 def test_a_damaged_picture_in_an_archive_costs_a_line(pack, tmp_path):
-    contents = {"1.png": _png(1), "2.png": b"<html>", "3.png": b"", "4.png": _png(4)[:50], "5.png": _png(5)}
+    contents = {"1.png": png(1), "2.png": b"<html>", "3.png": b"", "4.png": png(4)[:50], "5.png": png(5)}
     pictures = read_pictures(list_pictures(pack(tmp_path / "a", contents)), 8, tmp_path / "cache")
     assert pictures.names == ["1.png", "5.png"]
     bad = (tmp_path / "cache" / "bad.txt").read_text().splitlines()
@@ -231,7 +188,7 @@ def test_a_damaged_picture_in_an_archive_costs_a_line(pack, tmp_path):
 
 
 def test_bytes_that_flipped_inside_a_zip_cost_a_line(tmp_path):
-    path = _zip(tmp_path / "a", {"1.png": _png(1), "2.png": _png(2, size=200)})
+    path = as_zip(tmp_path / "a", {"1.png": png(1), "2.png": png(2, size=200)})
     with zipfile.ZipFile(path) as archive:
         start = archive.getinfo("2.png").header_offset + 60
     data = bytearray(path.read_bytes())
@@ -242,7 +199,7 @@ def test_bytes_that_flipped_inside_a_zip_cost_a_line(tmp_path):
 
 
 def test_links_and_locks_in_archives_cost_a_line(tmp_path):
-    path = _tar(tmp_path / "a", {"1.png": _png(1)})
+    path = as_tar(tmp_path / "a", {"1.png": png(1)})
     with tarfile.open(path, "a") as archive:
         for name, kind in (("2.png", tarfile.SYMTYPE), ("3.png", tarfile.LNKTYPE), ("4.png", tarfile.FIFOTYPE)):
             info = tarfile.TarInfo(name)
@@ -253,7 +210,7 @@ def test_links_and_locks_in_archives_cost_a_line(tmp_path):
     assert bad.count("etc/passwd`, which is no file in the archive") == 2
     assert bad.count("is a device in the archive") == 1
 
-    locked = _zip(tmp_path / "b", {"1.png": _png(1), "2.png": _png(2)})
+    locked = as_zip(tmp_path / "b", {"1.png": png(1), "2.png": png(2)})
     data = bytearray(locked.read_bytes())
     for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.rindex(signature) + flags] |= 1
@@ -262,10 +219,10 @@ def test_links_and_locks_in_archives_cost_a_line(tmp_path):
     assert "2.png` is encrypted" in (tmp_path / "cache" / "bad.txt").read_text()
 
 
-@pytest.mark.parametrize("pack", [_zip, _tar_gz])
+@pytest.mark.parametrize("pack", [as_zip, as_tar_gz])
 def test_a_bomb_in_an_archive_is_not_unpacked(pack, tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "LARGEST_FILE", 10_000)
-    path = pack(tmp_path / "a", {"1.png": _png(1), "2.png": bytes(1_000_000)})
+    path = pack(tmp_path / "a", {"1.png": png(1), "2.png": bytes(1_000_000)})
     assert path.stat().st_size < 10_000
     assert read_pictures(list_pictures(path), 8, tmp_path / "cache").names == ["1.png"]
     assert "2.png` has 1 MB; the limit is 0" in (tmp_path / "cache" / "bad.txt").read_text()
@@ -280,7 +237,7 @@ def test_what_is_no_source_is_refused(tmp_path):
     with pytest.raises(DataError, match="there is no folder"):
         list_pictures(tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no PNG, JPEG, WebP"):
-        list_pictures(_zip(tmp_path / "empty", {}))
+        list_pictures(as_zip(tmp_path / "empty", {}))
     (tmp_path / "not.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match="is damaged or cut off"):
         list_pictures(tmp_path / "not.zip")

@@ -89,7 +89,8 @@ def load_image(
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a readable {IN_WORDS} picture") from error
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, struct.error) as error:
+    # RuntimeError is what the decoders of AVIF and HEIF raise.
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, RuntimeError, struct.error) as error:
         raise ImageError(
             f"{name} is damaged or cut off: open it in an image editor and save it again ({error})"
         ) from error
@@ -244,7 +245,7 @@ def _named(path: str | Path | BinaryIO) -> str:
 
 def _is_heif(path: str | Path | BinaryIO) -> bool:
     if isinstance(path, str | Path):
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             return _is_heif(file)
     path.seek(0)
     start = path.read(12)
