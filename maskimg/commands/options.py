@@ -40,9 +40,13 @@ class Parser(ArgumentParser):
                 self.error(f"{option} is given twice: give it once")
             found.add(action.dest)
         try:
-            return super().parse_args(args, *others, **options)
+            parsed = super().parse_args(args, *others, **options)
         except UnicodeDecodeError as error:
             self.error(f"the file of --config is no text in UTF-8 ({error.reason}): save it as that")
+        for file in parsed.get("config") or []:
+            if twice := _said_twice(Path(str(file)).read_text(encoding="utf-8")):
+                self.error(f"`{file}` {twice}: say it once")
+        return parsed
 
     def _action_of(self, option: str) -> argparse.Action | None:
         """What an option sets; it may be cut short, as long as only one begins like that."""
@@ -61,6 +65,23 @@ def _is_no_text(argument: str) -> bool:
         return b"\0" in os.fsencode(argument)
     except UnicodeEncodeError:  # half a character
         return True
+
+
+def _said_twice(text: str) -> str:
+    """What a YAML file says twice in one place, of which a reader would keep the last; or nothing."""
+    import yaml
+
+    nodes: list[Any] = [yaml.compose(text)]
+    while nodes:
+        node, found = nodes.pop(), {}
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        for key, value in node.value:
+            if key.value in found:
+                return f"says `{key.value}` twice, on lines {found[key.value]} and {key.start_mark.line + 1}"
+            found[key.value] = key.start_mark.line + 1
+            nodes.append(value)
+    return ""
 
 
 # How the library tells what it expected -> the same in words.
