@@ -18,6 +18,9 @@ SOURCE = (
 )
 
 
+MAY_BE_EMPTY = ("prompt", "negative")  # of which that is said, but no more
+
+
 class Refused(Exception):
     """Bad input; the message is shown on one line and the exit code is 2."""
 
@@ -46,7 +49,17 @@ class Parser(ArgumentParser):
         for file in parsed.get("config") or []:
             if twice := _said_twice(Path(str(file)).read_text(encoding="utf-8")):
                 self.error(f"`{file}` {twice}: say it once")
+        self._refuse_empty(parsed)
         return parsed
+
+    def _refuse_empty(self, parsed: Namespace) -> None:
+        """An unset variable of a shell must not make the current folder the one to write to."""
+        for action in self._actions:
+            told = parsed.get(action.dest) if action.dest not in ("help", *MAY_BE_EMPTY) else None
+            for each in told if isinstance(told, list) else [told]:
+                if isinstance(each, str) and not each.strip() and each != action.default:
+                    option = action.option_strings[-1] if action.option_strings else action.dest.upper()
+                    self.error(f"{option} is empty: give it a value, or leave it out")
 
     def _action_of(self, option: str) -> argparse.Action | None:
         """What an option sets; it may be cut short, as long as only one begins like that."""
