@@ -28,7 +28,7 @@ def guard_inputs(page: gr.Blocks) -> None:
                 check_input(str(name).replace("_", " "), component, value)
         try:
             return await preprocess(block_fn, inputs, state, explicit_call)
-        except ValueError as error:  # of a path that leads elsewhere, or of a description that is none
+        except (ValueError, OSError) as error:  # of a path that leads elsewhere, or of a description that is none
             raise told(NOT_UPLOADED) from error
 
     page.preprocess_data = checked
@@ -56,5 +56,12 @@ def check_input(name: str, component: Any, value: Any) -> None:
             if value is not None and not custom:
                 values.one_of(name, value, [choice for _, choice in component.choices])
         case gr.Image() | gr.File():
-            if value is not None and not (isinstance(value, dict) and isinstance(value.get("path"), str)):
-                raise values.WrongType(f"{name} must be an uploaded file, got {values.shown(value)}")
+            if value is not None and not _is_file(value):
+                raise values.WrongType(f"{name} must be a file: upload it first, and send what that answers")
+
+
+def _is_file(value: Any) -> bool:
+    """Whether Gradio takes it for a file. Without its mark it would not ask whether the path was uploaded."""
+    if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+        return False
+    return isinstance(value.get("meta"), dict) and value["meta"].get("_type") == "gradio.FileData"

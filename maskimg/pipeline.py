@@ -467,12 +467,8 @@ class Pipeline:
                 for state, part in zip(states, codes.split(size), strict=True)
             ]
             step = Step(*(torch.cat(parts)[:count] for parts in zip(*whole, strict=True)))
-            if i + 1 == sampler.steps and not bool(step.scores.isfinite().all()):
-                plain = self.dtype == torch.float32
-                raise ValueError(
-                    f"the model's predictions are not finite in {'fp32' if plain else 'bf16'}: "
-                    + ("it has to be trained again" if plain else "try dtype `fp32`, or train it again")
-                )
+            # At every step: an image with few tokens to draw is finished before the last one.
+            self._require_finite(step.scores, "predictions")
             yield Preview(i + 1, sampler.steps, *step)
 
     # Pieces, for those who draw step by step.
@@ -508,12 +504,24 @@ class Pipeline:
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (b, h, w) -> images (b, 3, H, W) in [-1, 1]. One at a time, so that no picture depends on another."""
+        instance("codes", codes, torch.Tensor, "a tensor (b, h, w)")
         with autocast(self.device, self.dtype):
-            return torch.cat([self.tokenizer.decode(one[None]) for one in codes.to(self.device)])
+            images = torch.cat([self.tokenizer.decode(one[None]) for one in codes.to(self.device)])
+        self._require_finite(images, "pictures")
+        return images
 
     def hole(self, image: Image.Image | str | Path, mask: Mask, **options: Any) -> Hole:
         """Which tokens of `image` the painted `mask` asks to redraw; options and errors are those of `make_hole`."""
         return make_hole(opened(image), mask, self.grid, self.tokenizer.stride, **options)
+
+    def _require_finite(self, numbers: torch.Tensor, what: str) -> None:
+        """Raises ValueError where a network computed NaN or infinity, of which a picture could be made all the same."""
+        if not bool(numbers.isfinite().all()):
+            plain = self.dtype == torch.float32
+            raise ValueError(
+                f"the model's {what} are not finite in {'fp32' if plain else 'bf16'}: "
+                + ("it has to be trained again" if plain else "try dtype `fp32`, or train it again")
+            )
 
     def check_candidates(self, best_of: int) -> None:
         """Raises WrongType or ValueError where so many candidates cannot be drawn or compared."""
@@ -700,7 +708,9 @@ class Pipeline:
         condition = self.reader.condition(label).to(self.device)
         with torch.no_grad():  # one at a time, so that no picture's rank depends on the others
             each = [self.running.critic_logits(codes[i : i + 1], condition) for i in range(len(codes))]
-        return torch.cat(each).float()
+        doubts = torch.cat(each).float()
+        self._require_finite(doubts, "doubts")
+        return doubts
 
     def _finish(self, codes: torch.Tensor, recipes: list[dict[str, Any]]) -> Result:
         return Result([to_pil(image) for image in self.decode(codes)], codes, recipes)
@@ -727,7 +737,7 @@ def locate_model(name: str | Path) -> Path:
     Raises:
         ModelError: there is none.
     """
-    return BUNDLED / str(name) if str(name) in bundled_models() else files.locate(name)
+    return BUNDLED / name if isinstance(name, str) and name in bundled_models() else files.locate(name)
 
 
 def expand_seeds(seeds: int | Sequence[int], count: int | None = None) -> list[int]:

@@ -211,16 +211,31 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": checksum(path)}
 
 
+def is_file(name: str | Path) -> bool:
+    """Whether a name is that of a file; also of what can be none."""
+    try:
+        return isinstance(name, str | Path) and Path(name).expanduser().is_file()
+    except (ValueError, OSError, RuntimeError):
+        return False
+
+
 def locate(name: str | Path) -> Path:
     """A directory on disk, or the local snapshot of the hub repository `owner/name`, fetched if needed.
 
     Raises:
         ModelError: there is neither.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
+    if not isinstance(name, str | Path):
+        raise ModelError(f"there is no model directory `{str(name)[:60]}`: give a path or a name")
     text = str(name)
+    try:
+        path = Path(name).expanduser()
+        if text.strip() and path.is_dir():
+            return path
+    except (ValueError, OSError, RuntimeError):  # no system has such a name
+        raise ModelError(
+            f"there is no model directory `{ascii(text[:60])[1:-1]}`: it cannot be the name of one"
+        ) from None
     if text.count("/") != 1 or path.is_absolute() or text.startswith("."):
         raise ModelError(f"there is no model directory `{name}`")
     from huggingface_hub import snapshot_download

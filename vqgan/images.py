@@ -69,6 +69,12 @@ def load_image(
     Raises:
         ImageError: the file is missing, unreadable, of another format, damaged or too large.
     """
+    if not isinstance(path, str | Path) and not hasattr(path, "read"):
+        raise ImageError(f"expected a picture or the path of one, got `{str(path)[:60]}`")
+    if isinstance(path, str | Path) and (not str(path).strip() or "\0" in str(path)):
+        raise ImageError(f"`{ascii(str(path)[:60])[1:-1]}` cannot be the path of a file")
+    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
+        raise ImageError(f"max_pixels must be a whole number, 1 or more, got `{max_pixels}`")
     name = _named(path)
     if isinstance(path, str | Path):
         _require_regular_file(Path(path), name)

@@ -138,8 +138,10 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: the height or width is not divisible by the stride.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected images (b, 3, H, W), got {tuple(images.shape)}")
+        if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected images (b, 3, H, W), got {_shape(images)}")
+        if not images.is_floating_point():
+            raise ValueError(f"expected images (b, 3, H, W) of floats in [-1, 1], got {images.dtype}")
         if images.shape[2] % self.stride or images.shape[3] % self.stride:
             raise ValueError(
                 f"expected a height and width divisible by the stride {self.stride}, got {tuple(images.shape[2:])}"
@@ -159,8 +161,10 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: a code lies outside [0, vocab_size), such as one that is still masked.
         """
-        if codes.ndim != 3:
-            raise ValueError(f"expected codes (b, h, w), got {tuple(codes.shape)}")
+        if not isinstance(codes, torch.Tensor) or codes.ndim != 3:
+            raise ValueError(f"expected codes (b, h, w), got {_shape(codes)}")
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise ValueError(f"expected codes (b, h, w) of whole numbers, got {codes.dtype}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.vocab_size:
             raise ValueError(
                 f"expected codes in [0, {self.vocab_size}), got {int(codes.min())} to {int(codes.max())}; "
@@ -191,8 +195,7 @@ class Tokenizer(nn.Module):
         """
         from vqgan import convert
 
-        path = Path(name).expanduser()
-        directory = path if path.is_file() else files.locate(name)
+        directory = Path(name).expanduser() if files.is_file(name) else files.locate(name)
         if convert.is_foreign(directory):
             return convert.read_tokenizer(directory, trust_pickle=trust_pickle, pixels=pixels)
         if pixels is not None:
@@ -217,6 +220,11 @@ class Tokenizer(nn.Module):
     def push_to_hub(self, repository: str, **options) -> str:
         """Upload to a Hugging Face model repository; returns its address. Options as in `upload_folder`."""
         return files.push_to_hub(self.save_pretrained, repository, **options)
+
+
+def _shape(thing: object) -> str:
+    """In a sentence: of a tensor its shape, of anything else what it is."""
+    return str(tuple(thing.shape)) if isinstance(thing, torch.Tensor) else f"a `{type(thing).__name__}`"
 
 
 def share_tokenizer(directory: Path, lender: Path) -> None:

@@ -21,8 +21,10 @@ from maskimg.commands.options import (
     to_prompt,
     to_sampler,
 )
+from maskimg.values import whole_number
 
 SIDES = ("left", "top", "right", "bottom")
+MOST = 10_000_000  # pictures of a run
 
 
 def sample(parser: Parser, arguments: list[str]) -> None:
@@ -81,6 +83,9 @@ def _labels_to_draw(given: Namespace, pipeline: Any) -> Sequence[Any]:
     asked = to_prompt(given)
     if given["from"]:
         return read_table(given["from"], pipeline.reader, asked)
+    for option, count in (("--count", given.count), ("--per-class", given.per_class)):
+        if count is not None:
+            whole_number(option, count, 1, MOST)
     if given.per_class is not None:
         return each_name(pipeline.labels, asked, given.per_class)
     return [asked] * (16 if given.count is None else given.count)

@@ -19,6 +19,9 @@ SOURCE = (
 )
 
 
+MAY_BE_EMPTY = ("prompt", "negative")  # of which that is said, but no more
+
+
 class Refused(Exception):
     """Bad input; the message is shown on one line and the exit code is 2."""
 
@@ -41,9 +44,23 @@ class Parser(ArgumentParser):
                 self.error(f"{option} is given twice: give it once")
             found.add(action.dest)
         try:
-            return super().parse_args(args, *others, **options)
+            parsed = super().parse_args(args, *others, **options)
         except UnicodeDecodeError as error:
             self.error(f"the file of --config is no text in UTF-8 ({error.reason}): save it as that")
+        for file in parsed.get("config") or []:
+            if twice := _said_twice(Path(str(file)).read_text(encoding="utf-8")):
+                self.error(f"`{file}` {twice}: say it once")
+        self._refuse_empty(parsed)
+        return parsed
+
+    def _refuse_empty(self, parsed: Namespace) -> None:
+        """An unset variable of a shell must not make the current folder the one to write to."""
+        for action in self._actions:
+            told = parsed.get(action.dest) if action.dest not in ("help", *MAY_BE_EMPTY) else None
+            for each in told if isinstance(told, list) else [told]:
+                if isinstance(each, str) and not each.strip() and each != action.default:
+                    option = action.option_strings[-1] if action.option_strings else action.dest.upper()
+                    self.error(f"{option} is empty: give it a value, or leave it out")
 
     def _action_of(self, option: str) -> argparse.Action | None:
         """What an option sets; it may be cut short, as long as only one begins like that."""
@@ -62,6 +79,23 @@ def _is_no_text(argument: str) -> bool:
         return b"\0" in os.fsencode(argument)
     except UnicodeEncodeError:  # half a character
         return True
+
+
+def _said_twice(text: str) -> str:
+    """What a YAML file says twice in one place, of which a reader would keep the last; or nothing."""
+    import yaml
+
+    nodes: list[Any] = [yaml.compose(text)]
+    while nodes:
+        node, found = nodes.pop(), {}
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        for key, value in node.value:
+            if key.value in found:
+                return f"says `{key.value}` twice, on lines {found[key.value]} and {key.start_mark.line + 1}"
+            found[key.value] = key.start_mark.line + 1
+            nodes.append(value)
+    return ""
 
 
 # How the library tells what it expected -> the same in words.
