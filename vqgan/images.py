@@ -1,26 +1,31 @@
 """File <-> PIL <-> tensor in [-1, 1].
 
 `load_image` is the one door through which pictures from outside enter: command line, browser and training data
-all come through it. It reads the size from the header before it decodes, turns the picture upright, lays
-transparency on white and scales 16 bits to 8, so the rest of the project only ever sees 8-bit RGB.
+all come through it. It reads the size from the header before it decodes, turns the picture upright, converts its
+colours to sRGB, lays transparency on white and scales 16 bits to 8, so models only ever see 8-bit RGB.
 """
 
+import contextlib
+import io
 import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from vqgan.colour import WHITE, to_rgb8
+from vqgan.png import SIGNATURE, without_text
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # a phone's MPO comes in through JPEG
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-WHITE = (255, 255, 255)
+MAX_PIXELS = 100_000_000  # four bytes each in memory, twice while a picture is read; phones have 50 million
 # Black, purple, red, orange, pale yellow: brighter at each step, so it reads the same without colour.
 GLOW = ((0, 0, 0), (84, 15, 109), (187, 55, 84), (249, 142, 9), (252, 255, 180))
 TURNS = {  # EXIF orientation -> what makes the picture upright
@@ -34,60 +39,46 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
 }
 
 
+OR_RAISE = ", or raise the limit with `--max-megapixels`"
+# Raw mode of a PNG -> its values on the scale of the mode that they are read in.
+RAW_DEPTHS: dict[Any, Callable[[int], int]] = {
+    "L;2": lambda value: value * 85,
+    "L;4": lambda value: value * 17,
+    "RGB;16B": lambda value: value >> 8,
+}
+
+
 class ImageError(ValueError):
     """A picture that cannot be used; the message says why and what to do."""
 
 
 def load_image(
-    path: str | Path | BinaryIO, *, max_pixels: int = 24_000_000, background: tuple[int, int, int] = WHITE
+    path: str | Path | BinaryIO,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    side: int | None = None,
+    background: tuple[int, int, int] = WHITE,
 ) -> Image.Image:
-    """The picture at `path` as 8-bit RGB, upright; transparency is laid on `background`.
+    """The picture at `path` as 8-bit sRGB, upright; transparency is laid on `background`.
 
     Args:
         path: a PNG, JPEG or WebP file (or an open binary file of one). Of an animation, the first frame.
         max_pixels: larger pictures are refused before they are decoded.
+        side: a shorter side that is enough. A JPEG at least four times as large is then decoded at a half, a quarter
+            or an eighth of its size, but never at less than twice `side`, which saves time and memory.
 
     Raises:
         ImageError: the file is missing, unreadable, of another format, damaged or too large.
     """
-    name = f"`{path}`" if isinstance(path, str | Path) else "the picture"
-    if isinstance(path, str | Path):
-        _require_regular_file(Path(path), name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # damaged EXIF blocks: the pixels are what counts
-            with Image.open(path, formats=FORMATS) as image:
-                _require_size(image.size, name, max_pixels)
-                image.seek(0)
-                image.load()
-                return to_rgb8(_upright(image), background)
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"{name} has too many pixels; the limit is {max_pixels / 1e6:.0f} megapixels: make it smaller"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a readable PNG, JPEG or WebP picture") from error
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, struct.error) as error:
-        raise ImageError(
-            f"{name} is damaged or cut off: open it in an image editor and save it again ({error})"
-        ) from error
+    return _read(path, max_pixels, side, lambda image: to_rgb8(image, background))
 
 
-def to_rgb8(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """Any PIL picture as plain RGB with no metadata: 16 bits scaled to 8, transparency laid on `background`."""
-    if image.mode.startswith("I"):
-        # `convert("RGB")` would clip 16-bit values at 255 and turn nearly every pixel white.
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray((wide // 257).astype(np.uint8))
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
-    plain = Image.new("RGB", image.size)
-    plain.paste(image.convert("RGB"))
-    return plain
+def read_image(path: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture at `path` as its file has it, upright: mode, transparency, colour profile and text are kept.
+
+    Arguments and errors are those of `load_image`.
+    """
+    return _read(path, max_pixels, None, lambda image: image)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -101,7 +92,10 @@ def list_images(folder: str | Path) -> list[Path]:
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """The largest centred square of `image`, scaled to `size` x `size`: how training pictures are prepared."""
-    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
 
 
 def fit_stride(image: Image.Image, side: int, stride: int) -> Image.Image:
@@ -190,6 +184,83 @@ def paired_sheet(groups: Sequence[Sequence[Image.Image]], columns: int) -> Image
     return sheet(tiles, columns)
 
 
+def _read(
+    path: str | Path | BinaryIO, max_pixels: int, side: int | None, finish: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    name = f"`{path}`" if isinstance(path, str | Path) else "the picture"
+    if isinstance(path, str | Path):
+        _require_regular_file(Path(path), name)
+    try:
+        with open(path, "rb") if isinstance(path, str | Path) else contextlib.nullcontext(path) as file:
+            image = _decode(file, name, max_pixels, side)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise ImageError(f"{name} has too many pixels for this machine: make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not a readable PNG, JPEG or WebP picture") from error
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, struct.error) as error:
+        raise ImageError(
+            f"{name} is damaged or cut off: open it in an image editor and save it again ({error})"
+        ) from error
+    try:
+        return finish(image)
+    except ValueError as error:
+        raise ImageError(f"{name} cannot be used: {error}") from error
+
+
+def _decode(file: BinaryIO, name: str, max_pixels: int, side: int | None) -> Image.Image:
+    """The first picture in a file, upright and otherwise as it is, whatever text stands beside it."""
+    try:
+        return _decode_strictly(file, name, max_pixels, side)
+    except ImageError:
+        raise
+    except ValueError:
+        file.seek(0)
+        data = file.read()
+        if not data.startswith(SIGNATURE):
+            raise
+    bare, profile = without_text(data)
+    image = _decode_strictly(io.BytesIO(bare), name, max_pixels, side)
+    image.info["icc_profile"] = profile
+    return image
+
+
+def _decode_strictly(file: BinaryIO, name: str, max_pixels: int, side: int | None) -> Image.Image:
+    with warnings.catch_warnings():
+        # Of damaged EXIF blocks, and of sizes above a limit of Pillow's: the pixels are what counts.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        with _identify(file) as image:
+            _require_size(image.size, name, max_pixels)
+            image.seek(0)
+            if side:
+                image.draft(None, (2 * side, 2 * side))  # nothing but JPEG can do it
+            depth = RAW_DEPTHS.get(image.tile[0].args) if image.format == "PNG" and image.tile else None
+            image.load()
+            key = image.info.get("transparency")
+            if depth is not None and isinstance(key, int | tuple):
+                # Pillow leaves the transparent value on the scale of the file.
+                image.info["transparency"] = tuple(depth(each) for each in key) if isinstance(key, tuple) else depth(key)
+            return _upright(image)
+
+
+def _identify(file: BinaryIO) -> ImageFile.ImageFile:
+    """`Image.open` without its limit of pixels, which is one for the whole process."""
+    Image.init()
+    file.seek(0)
+    prefix = file.read(16)
+    for kind in FORMATS:
+        factory, accept = Image.OPEN.get(kind, (None, None))
+        if factory is None or (accept is not None and accept(prefix) is not True):
+            continue
+        file.seek(0)
+        try:
+            return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # it begins like one, and is none
+    raise UnidentifiedImageError
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation asks; an EXIF block that cannot be read asks for nothing."""
     try:
@@ -220,7 +291,17 @@ def _reason(error: Exception) -> str:
 
 
 def _require_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    if min(size) < 1:
+        raise ImageError(f"{name} is {size[0]}x{size[1]} pixels: it has none")
     if size[0] * size[1] > max_pixels:
-        raise ImageError(
-            f"{name} has {size[0] * size[1] / 1e6:.0f} megapixels; the limit is {max_pixels / 1e6:.0f}: make it smaller"
-        )
+        found, limit = _megapixels(size[0] * size[1], max_pixels)
+        raise ImageError(f"{name} has {found} megapixels; the limit is {limit}: make it smaller{OR_RAISE}")
+
+
+def _megapixels(*counts: int) -> list[str]:
+    """With as many decimals as tell them apart."""
+    for decimals in range(1, 7):
+        words = [f"{count / 1e6:.{decimals}f}" for count in counts]
+        if len(set(words)) == len(set(counts)):
+            break
+    return [word.rstrip("0").rstrip(".") for word in words]
