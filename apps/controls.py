@@ -282,6 +282,7 @@ def run_on(
 ) -> Iterator[tuple]:
     """Draw -> what status, panel, gallery, seed, animation, recipe and reel become, while that lasts."""
     rest = gr.skip(), order.seeds[0], gr.skip(), gr.skip(), gr.skip()
+    _say_note(edit)
     if TURN.locked():
         yield tokens.status("waiting: another model draws", running=True), gr.skip(), *rest
     with TURN:
@@ -295,9 +296,16 @@ def run_on(
 
 def run_once(pipeline: Pipeline, order: runs.Order, edit: Edit | None, gallery: gr.Gallery) -> tuple:
     """Draw -> the pictures' files and the seed."""
+    _say_note(edit)
     with TURN:
         pictures = last(drawing.draw(pipeline, order, edit, share=0)).pictures or []
         return drawing.save(pipeline, order, pictures, gallery.GRADIO_CACHE, edit), order.seeds[0]
+
+
+def _say_note(edit: Edit | None) -> None:
+    """What a person should know about the mask, over the page."""
+    if edit and edit.hole and edit.hole.note:
+        gr.Warning(edit.hole.note[:1].upper() + edit.hole.note[1:] + ".")
 
 
 def wire_run(
@@ -345,8 +353,9 @@ def _choose(event: gr.SelectData) -> int:
 
 def _send_picture(target: str, pictures: list | None, index: int) -> tuple:
     with kindly():
-        picture = open_upload(_chosen(pictures, index))
-        drawn = {"background": picture, "layers": [], "composite": None}
+        path = _chosen(pictures, index)
+        picture = open_upload(path)
+        drawn = {"background": path, "layers": [], "composite": None}
         return drawn, runs.brush_radius(Drawing(picture, None)), gr.Tabs(selected=target)
 
 

@@ -5,7 +5,9 @@ import errno
 import importlib
 import os
 import sys
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 from maskimg import __version__
 from maskimg.commands.options import BAD_INPUT, CANNOT_GO_ON, DISK_FULL, Parser, Refused, fail
@@ -69,7 +71,7 @@ def _run(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = Parser(prog=f"maskimg {name}", description=purpose.capitalize() + ".")
     try:
-        with _together(name):
+        with _together(name), _notes():
             return command(parser, rest) or 0
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -95,6 +97,21 @@ def _together(name: str) -> contextlib.AbstractContextManager[None]:
     from maskimg.training.ranks import joined
 
     return joined()
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """What a person should know about a picture or a mask, a line each, and each once."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if category.__name__ != "PictureWarning":  # by its name, because its module loads Pillow
+            return shown(message, category, *where, **more)
+        print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def overview() -> str:

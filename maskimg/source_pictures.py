@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from maskimg.pictures import Pictures, list_pictures, read_pictures
 from maskimg.sources import DataError
-from vqgan.images import normalize, to_uint8
+from vqgan.images import MAX_PIXELS, normalize, to_uint8
 
 TRANSFORMS = ("grey", "edges", "lowres")
 
@@ -43,7 +43,13 @@ def kind_of(source: str) -> str:
 
 
 def read_sources(
-    source: str, pictures: Pictures, work: Path, *, max_bad: float = 0.01, progress: Any = None
+    source: str,
+    pictures: Pictures,
+    work: Path,
+    *,
+    max_bad: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
+    progress: Any = None,
 ) -> tuple[Pictures, Pictures]:
     """The pictures that have a source, and their sources, in the same order.
 
@@ -55,7 +61,8 @@ def read_sources(
     """
     if source in TRANSFORMS:
         return pictures, _transformed(source, pictures, work / "sources.u8")
-    found = read_pictures(list_pictures(source), pictures.size, work / "sources", max_bad=max_bad, progress=progress)
+    limits: dict[str, Any] = {"max_bad": max_bad, "max_pixels": max_pixels}
+    found = read_pictures(list_pictures(source), pictures.size, work / "sources", progress=progress, **limits)
     return paired(pictures, found, source)
 
 

@@ -7,11 +7,12 @@
 import functools
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
 
-WHITE = (255, 255, 255)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 GREY_MODES = ("1", "L", "LA", "La")
 MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> mode that it is for
 INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
@@ -115,7 +116,8 @@ def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image
 def _mode_for(profile: bytes, mode: str) -> str | None:
     """The mode in which `profile` is applied to a picture of `mode`; None, after a warning, where it cannot be."""
     try:
-        space = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space
+        opened: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))  # its types leave out what it reads
+        space = opened.profile.xcolor_space
         found = MODES.get(space)
         if found == mode or (found, mode) == ("RGB", "L"):  # greys are colours too
             _transform(profile, found, False)
@@ -148,7 +150,7 @@ def _samples(mode: str) -> Image.Image:
     """Colours of all kinds."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    return Image.fromarray(np.stack(np.meshgrid(*[np.arange(0, 256, 17, np.uint8)] * 3), -1).reshape(1, -1, 3))
+    return Image.fromarray(np.stack(np.meshgrid(*[np.arange(0, 256, 17).astype(np.uint8)] * 3), -1).reshape(1, -1, 3))
 
 
 def _ranged(image: Image.Image) -> Image.Image:

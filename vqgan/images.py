@@ -13,7 +13,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -40,12 +40,8 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
 
 
 OR_RAISE = ", or raise the limit with `--max-megapixels`"
-# Raw mode of a PNG -> its values on the scale of the mode that they are read in.
-RAW_DEPTHS: dict[Any, Callable[[int], int]] = {
-    "L;2": lambda value: value * 85,
-    "L;4": lambda value: value * 17,
-    "RGB;16B": lambda value: value >> 8,
-}
+# Pillow leaves the transparent value on the scale of a PNG of 2 or 4 bits, and scales its pixels by this.
+GREY_STEPS = {"L;2": 85, "L;4": 17}
 
 
 class ImageError(ValueError):
@@ -191,7 +187,7 @@ def _read(
     if isinstance(path, str | Path):
         _require_regular_file(Path(path), name)
     try:
-        with open(path, "rb") if isinstance(path, str | Path) else contextlib.nullcontext(path) as file:
+        with Path(path).open("rb") if isinstance(path, str | Path) else contextlib.nullcontext(path) as file:
             image = _decode(file, name, max_pixels, side)
     except ImageError:
         raise
@@ -235,12 +231,13 @@ def _decode_strictly(file: BinaryIO, name: str, max_pixels: int, side: int | Non
             image.seek(0)
             if side:
                 image.draft(None, (2 * side, 2 * side))  # nothing but JPEG can do it
-            depth = RAW_DEPTHS.get(image.tile[0].args) if image.format == "PNG" and image.tile else None
+            raw = image.tile[0].args if image.format == "PNG" and image.tile else None
             image.load()
             key = image.info.get("transparency")
-            if depth is not None and isinstance(key, int | tuple):
-                # Pillow leaves the transparent value on the scale of the file.
-                image.info["transparency"] = tuple(depth(each) for each in key) if isinstance(key, tuple) else depth(key)
+            if raw in GREY_STEPS and isinstance(key, int):
+                image.info["transparency"] = key * GREY_STEPS[raw]
+            elif raw == "RGB;16B" and isinstance(key, tuple):
+                image.info["transparency"] = tuple(value >> 8 for value in key)
             return _upright(image)
 
 

@@ -68,7 +68,7 @@ class Original:
         # Weighted by how opaque each is, so that no hidden colour shines through where one fades into the other.
         weighted = {"LA": "La", "RGBA": "RGBa"}[mode]
         mixed = Image.composite(patch.convert(mode).convert(weighted), here.convert(weighted), opacity).convert(mode)
-        result.paste(mixed, at, opacity.point(lambda share: 255 * (share > 0)))
+        result.paste(mixed, at, opacity.point([0] + [255] * 255))
         return result
 
 

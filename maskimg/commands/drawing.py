@@ -13,9 +13,11 @@ from maskimg.commands.options import (
     add_asking,
     add_drawing,
     add_machine,
+    add_max_megapixels,
     add_model,
     file_path,
     load_pipeline,
+    max_pixels,
     png_path,
     progress_bar,
     to_prompt,
@@ -111,10 +113,11 @@ def inpaint(parser: Parser, arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     pipeline = load_pipeline(given)
     options = {name: given[name] for name in ("coverage", "grow", "feather", "window")}
-    _save(pipeline.inpaint(given.image, given.mask, **options, **_drawing(given, pipeline)), given)
+    image, mask = _opened(given), _mask(given)
+    _save(pipeline.inpaint(image, mask, **options, **_drawing(given, pipeline)), given)
     from maskimg.hole import EVERYTHING
 
-    if pipeline.hole(given.image, given.mask, **options).everything:
+    if pipeline.hole(image, mask, **options).everything:
         print(f"note: the paint reaches {EVERYTHING}", file=sys.stderr)
 
 
@@ -129,7 +132,7 @@ def outpaint(parser: Parser, arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     margins = _margins(given)
     pipeline = load_pipeline(given)
-    _save(pipeline.outpaint(given.image, margins, window=given.window, **_drawing(given, pipeline)), given)
+    _save(pipeline.outpaint(_opened(given), margins, window=given.window, **_drawing(given, pipeline)), given)
 
 
 def vary(parser: Parser, arguments: list[str]) -> None:
@@ -140,7 +143,8 @@ def vary(parser: Parser, arguments: list[str]) -> None:
     add_drawing(parser)
     given = parser.parse_args(arguments)
     pipeline = load_pipeline(given)
-    _save(pipeline.variations(given.image, given.strength, mask=given.mask, **_drawing(given, pipeline)), given)
+    mask = _mask(given) if given.mask else None
+    _save(pipeline.variations(_opened(given), given.strength, mask=mask, **_drawing(given, pipeline)), given)
 
 
 def _add_edit(parser: Parser) -> None:
@@ -148,6 +152,20 @@ def _add_edit(parser: Parser) -> None:
     parser.add_argument("--out", type=str, required=True, help="PNG to write; with --count above 1, a folder")
     parser.add_argument("--count", type=int, default=1, help="how many versions")
     parser.add_argument("--seed", type=int, default=0, help="version i uses seed + i")
+    add_max_megapixels(parser)
+
+
+def _opened(given: Namespace) -> Any:
+    """The picture that a command begins with."""
+    from vqgan.original import load_original
+
+    return load_original(given.image, max_pixels=max_pixels(given))
+
+
+def _mask(given: Namespace) -> Any:
+    from vqgan.images import read_image
+
+    return read_image(given.mask, max_pixels=max_pixels(given))
 
 
 def _drawing(given: Namespace, pipeline: Any) -> dict[str, Any]:
@@ -194,7 +212,7 @@ def translate(parser: Parser, arguments: list[str]) -> None:
     add_drawing(parser)
     given = parser.parse_args(arguments)
     pipeline = load_pipeline(given)
-    _save(pipeline.translate(given.image, **_drawing(given, pipeline)), given)
+    _save(pipeline.translate(_opened(given), **_drawing(given, pipeline)), given)
 
 
 def reconstruct(parser: Parser, arguments: list[str]) -> None:
@@ -203,12 +221,13 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--tokenizer", type=str, help="tokenizer directory, instead of a model; takes any size")
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
     parser.add_argument("--size", type=int, help="longer side in pixels; if not given, the model's, padded to a square")
+    add_max_megapixels(parser)
     add_machine(parser)
     given = parser.parse_args(arguments)
     if given.tokenizer:
         restored = _reconstruct_alone(given)
     else:
-        restored = load_pipeline(given).reconstruct(given.image, size=given.size)
+        restored = load_pipeline(given).reconstruct(_opened(given), size=given.size)
     restored.image.save(png_path(given.out), format="PNG")
     for name, value in restored.facts().items():
         print(f"{name}: {value}")
@@ -219,12 +238,12 @@ def _reconstruct_alone(given: Namespace) -> Any:
     """With a tokenizer that belongs to no model: the whole picture, as large as it is."""
     from maskimg.hardware import pick_device
     from maskimg.reconstruction import LARGEST, reconstruct
-    from vqgan import Tokenizer, load_image
+    from vqgan import Tokenizer
     from vqgan.images import to_tensor
 
     device = pick_device(given.device)
     tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(device)
-    image = load_image(given.image)
+    image = _opened(given).rgb
     return reconstruct(
         image,
         lambda picture: tokenizer.encode(to_tensor(picture)[None].to(device)),
@@ -241,13 +260,13 @@ def doubts(parser: Parser, arguments: list[str]) -> None:
     add_model(parser)
     parser.add_argument("--out", type=str, required=True, help="PNG to write: the picture, redder where it looks wrong")
     add_asking(parser)
+    add_max_megapixels(parser)
     add_machine(parser)
     given = parser.parse_args(arguments)
-    from maskimg.pipeline import opened
     from vqgan.images import heat_map, pad_square
 
     pipeline = load_pipeline(given)
-    square, box = pad_square(opened(given.image), pipeline.image_size)
+    square, box = pad_square(_opened(given).rgb, pipeline.image_size)
     chances = pipeline.doubts(to_prompt(given), pipeline.encode(square)).sigmoid()[0].cpu()
     heat_map(square, chances).crop(box).save(png_path(given.out), format="PNG")
     worst = divmod(int(chances.argmax()), chances.shape[1])

@@ -8,6 +8,7 @@ import dataclasses
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -30,7 +31,7 @@ from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskimg.transformer import TransformerConfig
 from maskimg.words import FrozenWords, WordPieces, Words
 from vqgan import Tokenizer, TokenizerConfig, files
-from vqgan.images import ImageError, normalize
+from vqgan.images import MAX_PIXELS, ImageError, normalize
 
 CHANNELS = {1: (64,), 2: (64, 96), 3: (48, 96, 192), 4: (48, 96, 192, 256)}  # by log2 of the stride
 
@@ -180,6 +181,7 @@ def train_folder(
     device: str = "auto",
     dtype: str = "auto",
     max_bad: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
     about: dict | None = None,
     track: str | None = None,
     progress=None,
@@ -191,6 +193,7 @@ def train_folder(
     With several processes the first alone measures and writes.
 
     Args:
+        max_bad, max_pixels: which pictures may be left out, as in `read_pictures`.
         track: `tensorboard`, `trackio` or `wandb`, told of figures and pictures beside the log.
         allow_data_change: continue a training that began with other pictures, too.
 
@@ -203,9 +206,10 @@ def train_folder(
     started = time.perf_counter()
     sources = None
     with ranks.first_goes_ahead():
-        pictures = reading.read_pictures(listing, plan.size, work / "pictures", max_bad=max_bad, progress=progress)
+        limits: Any = {"max_bad": max_bad, "max_pixels": max_pixels}
+        pictures = reading.read_pictures(listing, plan.size, work / "pictures", progress=progress, **limits)
         if plan.source:
-            pictures, sources = read_sources(plan.source, pictures, work, max_bad=max_bad, progress=progress)
+            pictures, sources = read_sources(plan.source, pictures, work, progress=progress, **limits)
     other = Tokenizer.from_pretrained(plan.source_tokenizer) if plan.source_tokenizer else None
     tokenizer = tokenizer_stage(
         pictures if sources is None or other else both(pictures, sources), plan, work / "tokenizer",
