@@ -284,6 +284,7 @@ def run_on(
     for remark in pipeline.reader.remarks([order.asked]):
         gr.Warning(in_a_sentence(remark))
     rest = gr.skip(), order.seeds[0], gr.skip(), gr.skip(), gr.skip()
+    _say_note(edit)
     if TURN.locked():
         yield tokens.status("waiting: another model draws", running=True), gr.skip(), *rest
     with TURN:
@@ -300,11 +301,18 @@ def run_once(pipeline: Pipeline, order: runs.Order, edit: Edit | None, gallery: 
 
     The captions say what a person would be warned of: a program sees nothing else.
     """
+    _say_note(edit)
     with TURN:
         pictures = last(drawing.draw(pipeline, order, edit, share=0)).pictures or []
         saved = drawing.save(pipeline, order, pictures, gallery.GRADIO_CACHE, edit)
     remarks = "".join(f". {in_a_sentence(remark)}" for remark in pipeline.reader.remarks([order.asked]))
     return [(path, caption + remarks) for path, caption in saved], order.seeds[0]
+
+
+def _say_note(edit: Edit | None) -> None:
+    """What a person should know about the mask, over the page."""
+    if edit and edit.hole and edit.hole.note:
+        gr.Warning(edit.hole.note[:1].upper() + edit.hole.note[1:] + ".")
 
 
 def wire_run(
@@ -352,8 +360,9 @@ def _choose(event: gr.SelectData) -> int:
 
 def _send_picture(target: str, pictures: list | None, index: int) -> tuple:
     with kindly():
-        picture = open_upload(_chosen(pictures, index))
-        drawn = {"background": picture, "layers": [], "composite": None}
+        path = _chosen(pictures, index)
+        picture = open_upload(path)
+        drawn = {"background": path, "layers": [], "composite": None}
         return drawn, runs.brush_radius(Drawing(picture, None)), gr.Tabs(selected=target)
 
 

@@ -22,6 +22,7 @@ from maskimg.pipeline import Pipeline
 from maskimg.recipe import write_png
 from maskimg_apps import tokens
 from maskimg_apps.runs import Order, file_name, fresh_folder
+from vqgan.colour import to_rgb8
 from vqgan.images import to_pil
 from vqgan.writing import atomic_file
 
@@ -423,6 +424,6 @@ def _nearest(pipeline: Pipeline, part: torch.Tensor) -> torch.Tensor:
 
 
 def thumbnail(picture: Image.Image) -> Image.Image:
-    smaller = picture.copy()
+    smaller = to_rgb8(picture)
     smaller.thumbnail((tokens.MAX_SIDE, tokens.MAX_SIDE))
     return smaller

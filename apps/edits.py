@@ -26,7 +26,7 @@ from maskimg_apps.controls import (
     wire_run,
 )
 from maskimg_apps.errors import kindly
-from maskimg_apps.uploads import Drawing, guard_image, open_upload
+from maskimg_apps.uploads import Drawing, guard_image, open_mask, open_upload
 
 SOURCES = {"grey": "seen in grey", "edges": "seen as edges", "lowres": "seen blurred", "folder": "as it was trained"}
 
@@ -84,7 +84,7 @@ def inpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canva
 
     def inpaint(image: str | None, mask: str | None, **values: Any) -> tuple:
         with kindly():
-            edit = edit_of(open_upload(image), open_upload(mask, "mask"), values)
+            edit = edit_of(open_upload(image), open_mask(mask), values)
             return run_once(pipeline, runs.read_order(pipeline, values), edit, stage.gallery)
 
     wire_canvas(canvas, list(reach.values()), preview, opened, stage.panel)
@@ -131,7 +131,7 @@ def outpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, gr.I
             if not image:
                 return _count("Open a picture to extend.")
             picture, margins = open_upload(image), runs.read_margins(values, pipeline)
-            window = editing.window_before(image) or min(picture.size)
+            window = editing.window_for(picture)
             hole = make_margins(picture, margins, pipeline.grid, pipeline.tokenizer.stride, window)
             return runs.show_hole(pipeline, hole, "drawn")
 
@@ -139,7 +139,7 @@ def outpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, gr.I
 
     def edit_of(image: str | None, values: dict[str, Any]) -> Edit:
         picture, margins = open_upload(image), runs.read_margins(values, pipeline)
-        return editing.outpainting(pipeline, picture, margins, editing.window_before(image or ""))
+        return editing.outpainting(pipeline, picture, margins)
 
     def stream(view: str, image: str | None, **values: Any) -> Iterator[tuple]:
         with kindly():
@@ -203,7 +203,7 @@ def vary_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
     def vary(image: str | None, mask: str | None, strength: float, **values: Any) -> tuple:
         with kindly():
             order = runs.read_order(pipeline, values)
-            reach = open_upload(mask, "mask") if mask else None
+            reach = open_mask(mask) if mask else None
             edit = editing.variation(
                 pipeline, open_upload(image), runs.number("strength", strength), order.seeds, reach
             )

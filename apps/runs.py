@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from maskimg.card import plainly
 from maskimg.editing import Edit
 from maskimg.hole import EVERYTHING, Hole
 from maskimg.marks import mark
 from maskimg.noise import SEEDS
+from maskimg.paint import NOTHING, Paint, read_paint
 from maskimg.pipeline import Pipeline, expand_seeds
 from maskimg.prompt import Prompt
 from maskimg.recipe import write_png
@@ -24,7 +23,8 @@ from maskimg.sampler import Sampler
 from maskimg.sampler import describe as describe_sampler
 from maskimg.values import one_of, real_number, text, truth, written_whole
 from maskimg_apps import tokens
-from maskimg_apps.uploads import Drawing, open_upload
+from maskimg_apps.uploads import Drawing, open_mask, open_upload
+from vqgan.original import Original, original_of
 
 MAX_IMAGES = 16
 MAX_BEST_OF = 8
@@ -33,7 +33,6 @@ SIGHT = {"the whole picture": 1, "half of it at a time": 2, "a quarter at a time
 SIDES = ("left", "top", "right", "bottom")
 SIZES = {"the model's": None, "up to 256": 256, "up to 512": 512}  # longer sides of a picture to be reconstructed
 NOT_OPEN = "no picture is open: drop one on the canvas"
-NOT_PAINTED = "nothing is painted: paint the part to redraw"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,32 +99,26 @@ def shown_number(value: Any) -> Any:
     return round(sum(value) / len(value), 2) if isinstance(value, tuple) and value else value
 
 
-def read_canvas(drawing: Drawing, mask_file: str | None) -> tuple[Image.Image, np.ndarray]:
-    """The picture on a canvas and what is to be redrawn, bool (H, W): the paint and the white of the file, together.
+def read_canvas(drawing: Drawing, mask_file: str | None) -> tuple[Original, Paint]:
+    """The picture on a canvas and what is to be redrawn: the strokes and the paint of the file, together.
 
     Raises:
         ImageError, ValueError: nothing is open or painted, the sizes differ, or a file cannot be read.
     """
-    picture, painted = drawing
-    if picture is None:
+    if drawing.picture is None:
         raise ValueError(NOT_OPEN)
-    mask = np.zeros(picture.size[::-1], bool)
-    if painted is not None and painted.shape == mask.shape:
-        mask |= painted
-    if mask_file:
-        white = open_upload(mask_file, "mask")
-        if white.size != picture.size:
-            raise ValueError(
-                f"the mask is {white.width}x{white.height} but the image is {picture.width}x{picture.height}: "
-                "make them equal"
-            )
-        mask |= np.asarray(white.convert("L")) > 127
-    if not mask.any():
-        raise ValueError(NOT_PAINTED)
-    return picture, mask
+    picture, strokes = original_of(drawing.picture), drawing.painted
+    if strokes is None or strokes.shape != picture.size[::-1] or not strokes.any():
+        if not mask_file:
+            raise ValueError(NOTHING)
+        return picture, read_paint(open_mask(mask_file), picture)
+    if not mask_file:
+        return picture, Paint(strokes)
+    paint = read_paint(open_mask(mask_file), picture)
+    return picture, dataclasses.replace(paint, pixels=paint.pixels | strokes)
 
 
-def hole_options(picture: Image.Image, grow: Any, coverage: Any, sight: Any) -> dict[str, Any]:
+def hole_options(picture: Original, grow: Any, coverage: Any, sight: Any) -> dict[str, Any]:
     """The page's values as the options of `Pipeline.inpaint`."""
     for name, value, known in (("redraw a token when", coverage, COVERAGE), ("the model sees", sight, SIGHT)):
         one_of(name, value, known)
@@ -162,8 +155,9 @@ def show_variation(pipeline: Pipeline, edit: Edit) -> str:
 def _show_tinted(pipeline: Pipeline, hole: Hole, words: str) -> str:
     cells = hole.tokens[0].cpu().numpy()
     left, top, right, bottom = (side / pipeline.tokenizer.stride for side in hole.box)
-    tile = tokens.tile(hole.image, (left, top, right, bottom), tinted=cells)
-    return f'<p class="mk-count" role="status">{words}</p>' + tokens.panel(
+    tile = tokens.tile(hole.original.rgb, (left, top, right, bottom), tinted=cells)
+    note = tokens.note(hole.note) if hole.note else ""
+    return f'<p class="mk-count" role="status">{words}</p>{note}' + tokens.panel(
         [tile], words, live=True, hatch="maskimg-hole"
     )
 

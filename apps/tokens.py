@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from vqgan.colour import to_rgb8
+
 PIXELS = 128  # pictures up to this side are shown with sharp pixels
 MAX_SIDE = 384  # larger ones are made smaller: a preview must cost little
 LEVELS = 6  # of colour in a view of scores
@@ -140,12 +142,12 @@ def note(words: str) -> str:
 def data_uri(image: Image.Image) -> str:
     """A picture for the inside of a page: exact where it is small, else a JPEG of at most MAX_SIDE."""
     file = io.BytesIO()
+    image = to_rgb8(image)
     if max(image.size) <= PIXELS:
         image.save(file, format="PNG", compress_level=1)
         return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    smaller = image.copy()
-    smaller.thumbnail((MAX_SIDE, MAX_SIDE))
-    smaller.save(file, format="JPEG", quality=88)
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    image.save(file, format="JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

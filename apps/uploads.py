@@ -1,4 +1,4 @@
-"""Pictures from the browser, all through `vqgan.load_image`.
+"""Pictures from the browser, all through the door of `vqgan.images`.
 
 Gradio's components would open files themselves: without a limit on pixels, and with an error that says nothing. The
 functions here take their place (`component.preprocess = ...`). They are set on the instance: a subclass would make
@@ -8,22 +8,29 @@ Gradio write a .pyi file beside this module.
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from maskimg_apps.errors import kindly
-from vqgan import ImageError, load_image
+from vqgan import ImageError
+from vqgan.images import OR_RAISE, read_image
+from vqgan.original import Original, load_original
 
 MAX_BLOBS = 32
+Opened = TypeVar("Opened")
 
 
 class Drawing(NamedTuple):
-    """What is on the canvas: the picture, and bool (H, W), True where it is painted."""
+    """What is on the canvas: the picture, and bool (H, W), True where it is painted.
 
-    picture: Image.Image | None
+    The picture is what the browser makes of the file on its canvas: it keeps transparency, and colours in sRGB.
+    """
+
+    picture: Original | None
     painted: np.ndarray | None
 
 
@@ -63,7 +70,7 @@ def guard_editor(editor: Any) -> Any:
             return Drawing(None, None)
         with kindly():
             layers = [_alpha(_file(layer)) for layer in payload.layers if layer is not None]
-            return Drawing(load_image(_file(payload.background)), _union(layers))
+            return Drawing(load_original(_file(payload.background)), _union(layers))
 
     editor.preprocess = preprocess
     return editor
@@ -75,18 +82,27 @@ def guard_image(image: Any) -> Any:
     return image
 
 
-def open_upload(path: str | None, what: str = "picture") -> Image.Image:
-    """The uploaded picture at `path`; errors call it `what` rather than by its path on the server.
+def open_upload(path: str | None) -> Original:
+    """The uploaded picture at `path`; errors do not name its path on the server.
 
     Raises:
         ImageError: there is none, or it cannot be used.
     """
+    return _open(path, "picture", load_original)
+
+
+def open_mask(path: str | None) -> Image.Image:
+    """The uploaded mask at `path` as its file has it, for `maskimg.paint`; errors as of `open_upload`."""
+    return _open(path, "mask", read_image)
+
+
+def _open(path: str | None, what: str, read: Callable[[io.BytesIO], Opened]) -> Opened:
     if not path:
         raise ImageError(f"there is no {what}: choose a file first")
     try:
-        return load_image(io.BytesIO(Path(path).read_bytes()))
+        return read(io.BytesIO(Path(path).read_bytes()))
     except ImageError as error:
-        raise ImageError(str(error).replace("the picture", f"the {what}")) from error
+        raise ImageError(str(error).replace("the picture", f"the {what}").replace(OR_RAISE, "")) from error
     except FileNotFoundError as error:  # kept for a day
         raise ImageError(f"the {what} is no longer on the server: choose or draw it again") from error
 
@@ -97,10 +113,7 @@ def _file(data: Any) -> io.BytesIO:
 
 def _alpha(file: io.BytesIO) -> np.ndarray:
     """Where a layer is painted, bool (H, W)."""
-    load_image(file)  # refuses what is damaged or too large
-    file.seek(0)
-    with Image.open(file) as layer:
-        return np.asarray(layer.convert("RGBA").getchannel("A")) > 0
+    return np.asarray(read_image(file).convert("RGBA").getchannel("A")) > 0
 
 
 def _union(layers: list[np.ndarray]) -> np.ndarray | None:

@@ -13,7 +13,7 @@ import numpy as np
 from maskimg.listing import Listing
 from maskimg.pictures import for_each_picture
 from maskimg.sources import Content, Entry, open_content
-from vqgan.images import ImageError
+from vqgan.images import MAX_PIXELS, ImageError
 
 FEW = 10  # pictures; a class with fewer is hard to learn
 SIGNATURES = (
@@ -62,16 +62,17 @@ class Report:
         return dict(zip(names, counts.tolist(), strict=False))
 
 
-def check_pictures(listing: Listing, *, jobs: int | None = None, progress=None) -> Report:
+def check_pictures(listing: Listing, *, jobs: int | None = None, max_pixels: int = MAX_PIXELS, progress=None) -> Report:
     """Decode every picture, `jobs` at a time (one for each core, if None).
 
     Args:
+        max_pixels: larger pictures cannot be read.
         progress: wraps the iteration, such as `tqdm`.
     """
 
     def check(i: int, entry: Entry, content: Content) -> Checked:
         try:
-            size = open_content(content, f"{listing.source.where}/{entry.name}").size
+            size = open_content(content, f"{listing.source.where}/{entry.name}", max_pixels=max_pixels).size
             return Checked(size, *_identity(content))
         except (ImageError, OSError) as error:  # it may also go away in between
             return Checked(fault=str(error))

@@ -102,10 +102,11 @@ def _together(name: str) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _remarks_in_words() -> Iterator[None]:
-    """Inside, what a Pipeline warns of is a line for people, without the place in the code."""
+    """Inside, what is warned of a prompt, a picture or a mask is a line for people, without the place in the code."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, PromptWarning):
+        # A PictureWarning by its name, because its module loads Pillow.
+        if issubclass(category, PromptWarning) or category.__name__ == "PictureWarning":
             print(f"note: {message}", file=sys.stderr)
         else:
             usual(message, category, *place, **more)

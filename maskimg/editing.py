@@ -10,22 +10,23 @@ Shapes: b images, h w tokens of the canvas, which is at least as large as the mo
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from maskimg.hole import Hole, Mask, lay_out, make_hole, make_margins, tokens_along
+from maskimg.hole import Hole, lay_out, make_hole, make_margins, tokens_along
 from maskimg.masking import mask_lowest
 from maskimg.noise import SEEDS, uniform
+from maskimg.paint import Mask
 from maskimg.prompt import Asked
-from maskimg.recipe import read_recipe
+from maskimg.recipe import recipe_in
 from maskimg.sampler import Sampler
 from maskimg.source_pictures import transform
 from maskimg.values import real_number, whole_number
 from vqgan.images import pad_square, to_pil, to_tensor
+from vqgan.original import Original, original_of
 
 if TYPE_CHECKING:
     from maskimg.pipeline import Pipeline
@@ -116,7 +117,7 @@ def generation(pipeline: "Pipeline") -> Edit:
 
 def inpainting(
     pipeline: "Pipeline",
-    image: Image.Image,
+    image: Image.Image | Original,
     mask: Mask,
     *,
     coverage: float = 0.0,
@@ -140,15 +141,19 @@ def inpainting(
 
 
 def outpainting(
-    pipeline: "Pipeline", image: Image.Image, margins: tuple[int, int, int, int], window: int | None = None
+    pipeline: "Pipeline",
+    image: Image.Image | Original,
+    margins: tuple[int, int, int, int],
+    window: int | None = None,
 ) -> Edit:
     """New margins (left, top, right, bottom; in tokens) around a picture; errors are those of `make_margins`.
 
     Args:
-        window: as in `lay_out`; if not given, the picture's shorter side.
+        window: as in `lay_out`; if not given, that of a file that was outpainted before, so that drawing on keeps its
+            scale; of any other, the picture's shorter side.
     """
-    stride = pipeline.tokenizer.stride
-    window = min(image.size) if window is None else window
+    stride, image = pipeline.tokenizer.stride, original_of(image)
+    window = window_for(image) if window is None else window
     hole = make_margins(image, margins, pipeline.grid, stride, window)
     left, top, right, bottom = (int(margin) for margin in margins)
     h, w = hole.tokens.shape[1:]
@@ -163,17 +168,19 @@ def outpainting(
     return Edit("outpaint", numbers, codes, pipeline.grid, pipeline.generator.mask_id, hole, (sides,))
 
 
-def window_before(image: Image.Image | str | Path) -> int | None:
-    """The window of a file that was outpainted before, so that drawing on keeps its scale; None of any other."""
-    if isinstance(image, Image.Image):
-        return None
-    recipe = read_recipe(image) or {}
+def window_for(image: Original) -> int:
+    """The window in which an outpainting sees a picture, if none is asked for."""
+    recipe = recipe_in(image.text) or {}
     window = recipe.get("window") if recipe.get("task") == "outpaint" else None
-    return window if isinstance(window, int) and window > 0 else None
+    return window if isinstance(window, int) and 0 < window <= min(image.size) else min(image.size)
 
 
 def variation(
-    pipeline: "Pipeline", image: Image.Image, strength: float, seeds: Sequence[int], mask: Mask | None = None
+    pipeline: "Pipeline",
+    image: Image.Image | Original,
+    strength: float,
+    seeds: Sequence[int],
+    mask: Mask | None = None,
 ) -> Edit:
     """A share of a picture's tokens, others for each seed; with more strength the same ones and more.
 
@@ -191,12 +198,12 @@ def variation(
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     grid, stride = pipeline.grid, pipeline.tokenizer.stride
     if mask is None:
-        canvas, box = lay_out(image, grid, stride, None)
+        canvas, box = lay_out(original_of(image).rgb, grid, stride, None)
         rows = tokens_along(box[3] - box[1], box[1], box[3], stride)
         columns = tokens_along(box[2] - box[0], box[0], box[2], stride)
         tokens = torch.zeros(1, *grid, dtype=torch.bool)
         tokens[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
-        hole = Hole(canvas.crop(box), canvas, box, tokens, rows, columns)
+        hole = Hole(original_of(canvas.crop(box)), canvas, box, tokens, rows, columns)
     else:
         hole = make_hole(image, mask, grid, stride, grow=0)
 
@@ -210,7 +217,7 @@ def variation(
     return Edit("vary", numbers, codes, grid, pipeline.generator.mask_id, hole)
 
 
-def translation(pipeline: "Pipeline", image: Image.Image) -> tuple[Edit, torch.Tensor]:
+def translation(pipeline: "Pipeline", image: Image.Image | Original) -> tuple[Edit, torch.Tensor]:
     """Everything drawn anew, from the codes (1, h, w) of `image`, which are returned too; for a Prompt's `source`.
 
     Raises:
@@ -218,7 +225,7 @@ def translation(pipeline: "Pipeline", image: Image.Image) -> tuple[Edit, torch.T
     """
     if not pipeline.source_kind:
         raise ValueError("this model was trained without source pictures, so it cannot translate one")
-    square, box = pad_square(image, pipeline.image_size)
+    square, box = pad_square(original_of(image).rgb, pipeline.image_size)
     source = transform(pipeline.source_kind, to_tensor(square)[None]).to(pipeline.device)
     codes = torch.full((1, *pipeline.grid), pipeline.generator.mask_id)
     numbers = {"tokens_redrawn": codes.numel(), "source": pipeline.source_kind}

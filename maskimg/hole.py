@@ -9,21 +9,19 @@ Shapes: H W the picture's pixels, h w tokens of the canvas.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
 from maskimg.masking import token_mask
+from maskimg.paint import Mask, read_paint
 from maskimg.values import WrongType, real_number, shown, whole_number
-from vqgan import load_image
-from vqgan.images import to_rgb8
+from vqgan.colour import WHITE
+from vqgan.original import Original, original_of
 
 EVERYTHING = "all of the picture, so it is drawn anew"
-BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 LARGEST = 2048  # side of a canvas in pixels; more asks for more memory than a laptop has
-Mask = Image.Image | np.ndarray | str | Path
 Box = tuple[int, int, int, int]
 
 
@@ -32,21 +30,23 @@ class Hole:
     """Which tokens of a picture are redrawn, and where its pixels lie.
 
     Attributes:
-        image: the original picture, of any size.
+        original: the picture, of any size.
         canvas: the picture as the model sees it: whole tokens, white where there is none of it.
         box: what the picture fills of the canvas, in pixels: left, top, right, bottom.
         tokens: (1, h, w) bool, True where redrawn.
         rows, columns: the token row of each of the original's pixel rows, and likewise for columns.
         feather: over how much of a token the original fades into what is drawn, inside the hole.
+        note: what a person should know about the mask; mostly empty.
     """
 
-    image: Image.Image
+    original: Original
     canvas: Image.Image
     box: Box
     tokens: torch.Tensor
     rows: np.ndarray
     columns: np.ndarray
     feather: float = 0.0
+    note: str = ""
 
     @property
     def everything(self) -> bool:
@@ -58,16 +58,21 @@ class Hole:
         return Image.fromarray((self._cells()[self.rows][:, self.columns] * 255).astype(np.uint8))
 
     def paste(self, drawn: Image.Image) -> Image.Image:
-        """The original picture with the redrawn tokens, and only these, taken from `drawn` (of the canvas's size)."""
-        patch = drawn.crop(self.box)
-        if patch.size != self.image.size:
-            patch = patch.resize(self.image.size, Image.Resampling.BICUBIC)
+        """The original picture with the redrawn tokens, and only these, taken from `drawn` (of the canvas's size).
+
+        It keeps its mode, transparency and colour profile, as `Original` says.
+        """
         top, bottom = _span(np.any(self._cells(), axis=1)[self.rows])
         left, right = _span(np.any(self._cells(), axis=0)[self.columns])
-        result = self.image.copy()
         opacity = self._opacity(self.rows[top:bottom], self.columns[left:right])
-        result.paste(patch.crop((left, top, right, bottom)), (left, top), Image.fromarray(opacity))
-        return result
+        filled, size = drawn.crop(self.box), self.original.size
+        if filled.size == size:
+            patch = filled.crop((left, top, right, bottom))
+        else:  # only the part that is needed: a picture may be large, and its hole small
+            across, down = (length / whole for length, whole in zip(filled.size, size, strict=True))
+            part = (left * across, top * down, min(right * across, filled.width), min(bottom * down, filled.height))
+            patch = filled.resize((right - left, bottom - top), Image.Resampling.BICUBIC, part)
+        return self.original.with_drawn(patch, Image.fromarray(opacity), (left, top))
 
     def _cells(self) -> np.ndarray:
         return self.tokens[0].cpu().numpy()
@@ -124,7 +129,7 @@ def lay_out(image: Image.Image, grid: tuple[int, int], stride: int, window: int 
 
 
 def make_hole(
-    image: Image.Image,
+    image: Image.Image | Original,
     mask: Mask,
     grid: tuple[int, int],
     stride: int,
@@ -147,18 +152,23 @@ def make_hole(
             range.
     """
     real_number("feather", feather, 0, 1)
-    painted = painted_pixels(mask, image.size)
-    canvas, box = lay_out(image, grid, stride, window)
-    rows = tokens_along(image.height, box[1], box[3], stride)
-    columns = tokens_along(image.width, box[0], box[2], stride)
+    original = original_of(image)
+    paint = read_paint(mask, original)
+    canvas, box = lay_out(original.rgb, grid, stride, window)
+    rows = tokens_along(original.size[1], box[1], box[3], stride)
+    columns = tokens_along(original.size[0], box[0], box[2], stride)
     tokens = tokens_to_redraw(
-        painted, rows, columns, (canvas.height // stride, canvas.width // stride), coverage=coverage, grow=grow
+        paint.pixels, rows, columns, (canvas.height // stride, canvas.width // stride), coverage=coverage, grow=grow
     )
-    return Hole(image, canvas, box, tokens, rows, columns, feather if grow else 0.0)
+    return Hole(original, canvas, box, tokens, rows, columns, feather if grow else 0.0, paint.note)
 
 
 def make_margins(
-    image: Image.Image, margins: tuple[int, int, int, int], grid: tuple[int, int], stride: int, window: int
+    image: Image.Image | Original,
+    margins: tuple[int, int, int, int],
+    grid: tuple[int, int],
+    stride: int,
+    window: int,
 ) -> Hole:
     """The hole around a picture that new margins (left, top, right, bottom; in tokens) are drawn into.
 
@@ -178,19 +188,18 @@ def make_margins(
             f"margins must be between 0 and {h // 2} tokens, half the model's grid, and not all 0, got "
             f"{','.join(map(str, margins))}: for more, draw again"
         )
-    inner, box = lay_out(image, grid, stride, window)
+    original = original_of(image)
+    width, height = original.size
+    inner, box = lay_out(original.rgb, grid, stride, window)
     if box != (0, 0, *inner.size):
-        raise ValueError(f"the window must be at most the picture's shorter side, {min(image.size)}, got {window}")
+        raise ValueError(f"the window must be at most the picture's shorter side, {min(width, height)}, got {window}")
     left, top, right, bottom = margins
 
     # The same margins in pixels of the picture, and on the canvas.
-    scales = (image.width * stride / inner.width, image.height * stride / inner.height)
-    pixels = [round(margin * scale) for margin, scale in zip(margins, scales * 2, strict=True)]
+    scales = (width * stride / inner.width, height * stride / inner.height)
+    pixels = tuple(round(margin * scale) for margin, scale in zip(margins, scales * 2, strict=True))
     if any(margin and not added for margin, added in zip(margins, pixels, strict=True)):
-        raise ValueError(f"a picture of {image.width}x{image.height} is too small to be extended by single tokens")
-    new = (image.width + pixels[0] + pixels[2], image.height + pixels[1] + pixels[3])
-    larger = Image.new("RGB", new, WHITE)
-    larger.paste(to_rgb8(image), (pixels[0], pixels[1]))
+        raise ValueError(f"a picture of {width}x{height} is too small to be extended by single tokens")
     side = (inner.width + (left + right) * stride, inner.height + (top + bottom) * stride)
     if max(side) > max(LARGEST, h * stride):
         raise ValueError(f"the picture would be {side[0]}x{side[1]} pixels for the model: at most {LARGEST} a side")
@@ -204,30 +213,10 @@ def make_margins(
         parts = zip((before, length, after), counts, np.cumsum((0, *counts[:2])), strict=True)
         return np.concatenate([start + tokens_along(n, 0, count, 1) for n, count, start in parts])
 
-    rows = along(pixels[1], image.height, pixels[3], (top, inner.height // stride, bottom))
-    columns = along(pixels[0], image.width, pixels[2], (left, inner.width // stride, right))
+    rows = along(pixels[1], height, pixels[3], (top, inner.height // stride, bottom))
+    columns = along(pixels[0], width, pixels[2], (left, inner.width // stride, right))
+    larger = original.extended((pixels[0], pixels[1], pixels[2], pixels[3]))
     return Hole(larger, canvas, (0, 0, *side), tokens, rows, columns)
-
-
-def painted_pixels(mask: Mask, size: tuple[int, int]) -> np.ndarray:
-    """A mask as bool (H, W): white or True is painted, what is transparent is not.
-
-    Raises:
-        ImageError: a file cannot be read. ValueError: nothing is painted, or the mask is not `size` (width, height).
-    """
-    if not isinstance(mask, np.ndarray):
-        opened = to_rgb8(mask, BLACK) if isinstance(mask, Image.Image) else load_image(mask, background=BLACK)
-        mask = np.asarray(opened.convert("L"))
-    if mask.ndim != 2:
-        raise ValueError(f"expected a mask (H, W), got an array of shape {mask.shape}")
-    if mask.shape[::-1] != size:
-        raise ValueError(
-            f"the mask is {mask.shape[1]}x{mask.shape[0]} but the image is {size[0]}x{size[1]}: make them equal"
-        )
-    painted = mask if mask.dtype == bool else mask > 127
-    if not painted.any():
-        raise ValueError("nothing is painted: paint the part to redraw")
-    return painted
 
 
 def tokens_along(length: int, start: int, stop: int, stride: int) -> np.ndarray:

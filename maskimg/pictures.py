@@ -16,7 +16,7 @@ from maskimg.listing import Listing, list_picture_files
 from maskimg.noise import Source, randint
 from maskimg.sources import Content, DataError, Entry, open_content, text
 from vqgan import files, writing
-from vqgan.images import ImageError, fit_square
+from vqgan.images import MAX_PIXELS, ImageError, fit_square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,22 @@ def list_pictures(where: str | Path, *, leave_out: Sequence[Path] = ()) -> Listi
     return list_picture_files(where, leave_out)
 
 
-def read_pictures(listing: Listing, size: int, cache: str | Path, *, max_bad: float = 0.01, progress=None) -> Pictures:
+def read_pictures(
+    listing: Listing,
+    size: int,
+    cache: str | Path,
+    *,
+    max_bad: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
+    progress=None,
+) -> Pictures:
     """Every picture of `listing` as a centred `size` x `size` square, decoded once and kept in `cache`.
 
     Args:
         cache: a directory to keep the array in; reused while the source's fingerprint stays the same.
         max_bad: the share of unreadable files that is tolerated (three always are). They are left out and listed
             in `bad.txt` beside the array, a line each.
+        max_pixels: larger pictures count as unreadable.
         progress: wraps the iteration, such as `tqdm`.
 
     Raises:
@@ -93,14 +102,16 @@ def read_pictures(listing: Listing, size: int, cache: str | Path, *, max_bad: fl
     fingerprint = listing.fingerprint
     try:
         cached = _open_cache(cache)
-        if cached.fingerprint == fingerprint and cached.size == size:
+        same_limit = files.read_json(cache / "pictures.json").get("max_pixels") == max_pixels
+        complete = not (cache / "bad.txt").read_bytes()
+        if cached.fingerprint == fingerprint and cached.size == size and (same_limit or complete):
             return cached
     except files.ModelError:
         pass  # nothing there yet, or a half-finished or damaged cache: decode again
 
     writing.make_way(cache)
     with writing.atomic_directory(cache) as temporary:
-        bad = _decode(listing, size, temporary / "pixels.u8", progress)
+        bad = _decode(listing, size, temporary / "pixels.u8", max_pixels, progress)
         _require_few_bad(listing, bad, max_bad)
         rows = [i for i in range(len(listing)) if i not in bad]
         good = listing.chosen(np.array(rows, np.int64))
@@ -110,6 +121,7 @@ def read_pictures(listing: Listing, size: int, cache: str | Path, *, max_bad: fl
             {
                 "count": len(good),
                 "size": size,
+                "max_pixels": max_pixels,
                 "fingerprint": fingerprint,
                 "fields": good.fields,
                 "labels": good.labels.tolist(),
@@ -149,7 +161,7 @@ def bad_lines(bad: dict[int, str]) -> list[str]:
     return [text(bad[i]).replace("\n", "\\n").replace("\r", "\\r") for i in sorted(bad)]
 
 
-def _decode(listing: Listing, size: int, path: Path, progress) -> dict[int, str]:
+def _decode(listing: Listing, size: int, path: Path, max_pixels: int, progress) -> dict[int, str]:
     """Write every readable picture to `path`, without gaps; returns why the others are not, by position."""
     count = len(listing)
     writing.take_room(path, count * 3 * size * size)
@@ -157,7 +169,8 @@ def _decode(listing: Listing, size: int, path: Path, progress) -> dict[int, str]
 
     def decode(i: int, entry: Entry, content: Content) -> str | None:
         try:
-            square = fit_square(open_content(content, f"{listing.source.where}/{entry.name}"), size)
+            name = f"{listing.source.where}/{entry.name}"
+            square = fit_square(open_content(content, name, max_pixels=max_pixels, side=size), size)
         except ImageError as error:
             return str(error)
         pixels[i] = np.moveaxis(np.asarray(square), -1, 0)

@@ -21,11 +21,12 @@ from maskimg.codes import PICTURE
 from maskimg.conditions import Label, LabelFields
 from maskimg.graphs import GraphedSampler
 from maskimg.hardware import autocast, can_compile, compile_blocks, pick_device, pick_dtype
-from maskimg.hole import Hole, Mask, make_hole
+from maskimg.hole import Hole, make_hole
 from maskimg.maskgit import MaskGit
 from maskimg.network import Network
 from maskimg.noise import SEEDS
 from maskimg.outputs import require_free
+from maskimg.paint import Mask
 from maskimg.prompt import Asked, PromptReader, with_rest
 from maskimg.recipe import write_png
 from maskimg.reconstruction import Reconstruction, reconstruct
@@ -35,14 +36,17 @@ from maskimg.sources import text
 from maskimg.transformer import TokenCritic, TransformerConfig
 from maskimg.values import WrongType, instance, shown, whole_number
 from maskimg.words import Words, read_words
-from vqgan import Tokenizer, files, load_image, writing
+from vqgan import Tokenizer, files, writing
+from vqgan.colour import PictureWarning
 from vqgan.images import to_pil, to_tensor
+from vqgan.original import Original, load_original, original_of
 from vqgan.tokenizer import share_tokenizer, tokenizer_checksum
 
 FORMAT = 1
 MOST = 2**16  # pictures of one call, and candidates of a picture
 TOGETHER = 16  # pictures of a compiled loop on a CPU, always: fewer take as long
 BUNDLED = Path(__file__).parent / "models"
+Picture = Image.Image | Original | str | Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +253,7 @@ class Pipeline:
 
     def translate(
         self,
-        image: Image.Image | str | Path,
+        image: Picture,
         label: Asked = None,
         *,
         prompt: str | None = None,
@@ -280,7 +284,7 @@ class Pipeline:
 
     def inpaint(
         self,
-        image: Image.Image | str | Path,
+        image: Picture,
         mask: Mask,
         label: Asked = None,
         *,
@@ -316,7 +320,7 @@ class Pipeline:
 
     def outpaint(
         self,
-        image: Image.Image | str | Path,
+        image: Picture,
         margins: tuple[int, int, int, int],
         label: Asked = None,
         *,
@@ -339,7 +343,6 @@ class Pipeline:
         Raises:
             ImageError: a file cannot be read. ValueError: a number is out of range, or as in `generate`.
         """
-        window = editing.window_before(image) if window is None else window
         edit = editing.outpainting(self, opened(image), margins, window)
         asked = with_rest(label, prompt, negative)
         self.reader.warn([asked])
@@ -347,7 +350,7 @@ class Pipeline:
 
     def variations(
         self,
-        image: Image.Image | str | Path,
+        image: Picture,
         strength: float = 0.5,
         label: Asked = None,
         *,
@@ -389,11 +392,13 @@ class Pipeline:
         """Draw what an edit asks for; `editing.draw_steps` does the same step by step."""
         instance("edit", edit, editing.Edit, "an Edit, as those that `maskimg.editing` makes")
         seeds, options = expand_seeds(seeds), {"sampler": sampler, "best_of": best_of}
+        if edit.hole and edit.hole.note:
+            warnings.warn(edit.hole.note, PictureWarning, stacklevel=3)
         recipes = [self.recipe_for(label, seed, task=edit.task, **options) | edit.numbers for seed in seeds]
         *_, last = editing.draw_steps(self, edit, label, seeds, complete=False, **options)
         return Result(edit.finish(self.decode(last.codes)), last.codes, recipes)
 
-    def reconstruct(self, image: Image.Image | str | Path, *, size: int | None = None) -> Reconstruction:
+    def reconstruct(self, image: Picture, *, size: int | None = None) -> Reconstruction:
         """Encode a picture and decode it again: what the tokenizer can and cannot keep.
 
         Args:
@@ -404,7 +409,7 @@ class Pipeline:
             ImageError: a file cannot be read. ValueError: the size is out of range.
         """
         return reconstruct(
-            opened(image),
+            opened(image).rgb,
             self.encode,
             self.decode,
             stride=self.tokenizer.stride,
@@ -510,7 +515,7 @@ class Pipeline:
         self._require_finite(images, "pictures")
         return images
 
-    def hole(self, image: Image.Image | str | Path, mask: Mask, **options: Any) -> Hole:
+    def hole(self, image: Picture, mask: Mask, **options: Any) -> Hole:
         """Which tokens of `image` the painted `mask` asks to redraw; options and errors are those of `make_hole`."""
         return make_hole(opened(image), mask, self.grid, self.tokenizer.stride, **options)
 
@@ -782,6 +787,6 @@ def _is_one(seeds: Any) -> bool:
     return isinstance(seeds, str | bytes | int | float) or getattr(seeds, "ndim", None) == 0
 
 
-def opened(image: Image.Image | str | Path) -> Image.Image:
-    """A picture, or the picture in a file; raises ImageError where that cannot be read."""
-    return image if isinstance(image, Image.Image) else load_image(image)
+def opened(image: Picture) -> Original:
+    """A picture as it is edited, or the one in a file; raises ImageError where that cannot be read."""
+    return load_original(image) if isinstance(image, str | Path) else original_of(image)

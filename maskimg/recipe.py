@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from maskimg.marks import KEY, MAX_TEXT, to_json
 from maskimg.outputs import require_ours
-from vqgan import load_image
+from vqgan.images import read_image
 from vqgan.writing import atomic_file
 
 
@@ -51,13 +51,16 @@ def read_recipe(path: str | Path) -> dict[str, Any] | None:
     Raises:
         ImageError: the file is not a readable picture.
     """
-    load_image(path)  # the one door: refuses what is damaged or too large
-    with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-        text = image.info.get(KEY)
-    if not isinstance(text, str) or len(text) > MAX_TEXT:
+    return recipe_in(read_image(path).info)
+
+
+def recipe_in(text: Mapping[Any, Any]) -> dict[str, Any] | None:
+    """The same of the text that was written into a PNG."""
+    found = text.get(KEY)
+    if not isinstance(found, str) or len(found) > MAX_TEXT:
         return None
     try:
-        recipe = json.loads(text)
+        recipe = json.loads(found)
     except ValueError:
         return None
     return recipe if isinstance(recipe, dict) else None

@@ -17,7 +17,7 @@ from maskimg.pictures import Pictures, list_pictures, read_pictures
 from maskimg.sources import DataError
 from maskimg.trees import composed
 from vqgan import writing
-from vqgan.images import normalize, to_uint8
+from vqgan.images import MAX_PIXELS, normalize, to_uint8
 
 TRANSFORMS = ("grey", "edges", "lowres")
 
@@ -46,7 +46,13 @@ def kind_of(source: str) -> str:
 
 
 def read_sources(
-    source: str, pictures: Pictures, work: Path, *, max_bad: float = 0.01, progress: Any = None
+    source: str,
+    pictures: Pictures,
+    work: Path,
+    *,
+    max_bad: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
+    progress: Any = None,
 ) -> tuple[Pictures, Pictures]:
     """The pictures that have a source, and their sources, in the same order.
 
@@ -59,7 +65,8 @@ def read_sources(
     if source in TRANSFORMS:
         return pictures, _transformed(source, pictures, work / "sources.u8")
     listing = list_pictures(source, leave_out=(work, work.with_name(work.name.removesuffix(".training"))))
-    found = read_pictures(listing, pictures.size, work / "sources", max_bad=max_bad, progress=progress)
+    limits: dict[str, Any] = {"max_bad": max_bad, "max_pixels": max_pixels}
+    found = read_pictures(listing, pictures.size, work / "sources", progress=progress, **limits)
     return paired(pictures, found, source)
 
 

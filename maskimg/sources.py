@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from vqgan.images import ImageError, load_image, open_header, to_rgb8
+from vqgan.colour import to_rgb8
+from vqgan.images import MAX_PIXELS, ImageError, load_image, open_header
 
 TABLE = "labels.csv"
 SIDES = (".txt", ".caption", ".cls", ".json")  # what may lie beside a picture: captions, its class, or both
@@ -131,8 +132,8 @@ def is_clutter(name: str) -> bool:
     )
 
 
-def open_content(content: Content, name: str) -> Image.Image:
-    """8-bit RGB, upright.
+def open_content(content: Content, name: str, *, max_pixels: int = MAX_PIXELS, side: int | None = None) -> Image.Image:
+    """8-bit sRGB, upright; `max_pixels` and `side` are those of `load_image`.
 
     Raises:
         ImageError: it cannot be read; the message begins with `name`.
@@ -142,9 +143,9 @@ def open_content(content: Content, name: str) -> Image.Image:
     if isinstance(content, Image.Image):
         return to_rgb8(content)
     if isinstance(content, Path):
-        return load_image(content)
+        return load_image(content, max_pixels=max_pixels, side=side)
     try:
-        return load_image(BytesIO(content))
+        return load_image(BytesIO(content), max_pixels=max_pixels, side=side)
     except ImageError as error:
         raise ImageError(str(error).replace("the picture", f"`{name}`", 1)) from error
 

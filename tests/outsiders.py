@@ -44,9 +44,9 @@ REFUSED = {
     "cut.png": (encoded(noise(), "PNG")[:-200], "is damaged or cut off"),
     "cut.jpg": (encoded(noise(), "JPEG")[:-100], "is damaged or cut off"),
     "cut.webp": (encoded(noise(), "WEBP", lossless=True)[:-100], "is "),
-    "25 MP.png": (png_of(5000, 5000), "has 25 megapixels; the limit is 24"),
-    "100 MP.png": (png_of(10_000, 10_000), "the limit is 24"),
-    "400 MP.png": (png_of(20_000, 20_000), "the limit is 24"),
+    "101 MP.png": (png_of(10_100, 10_000), "has 101 megapixels; the limit is 100"),
+    "400 MP.png": (png_of(20_000, 20_000), "has 400 megapixels; the limit is 100"),
+    "2500 MP.png": (png_of(50_000, 50_000), "has 2500 megapixels; the limit is 100"),
     "zTXt.png": (png_of(8, 8, png_chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(5_000_000)))), "is damaged or cut off"),
 }
 

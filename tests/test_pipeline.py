@@ -501,7 +501,7 @@ def test_pictures_of_any_mode_may_be_inpainted_and_reconstructed(pipeline, mode)
         (np.zeros((16, 16), bool), "nothing is painted"),
         (Image.new("L", (16, 15), 255), "the mask is 16x15 but the image is 16x16: make them equal"),
         (np.ones((8, 16), bool), "the mask is 16x8 but the image is 16x16"),
-        (np.ones((16, 16, 3), bool), "mask"),
+        (np.ones((16, 16, 5), bool), "expected a mask of shape"),
     ],
 )
 def test_masks_that_ask_for_nothing_or_do_not_fit_are_refused(pipeline, mask, message):

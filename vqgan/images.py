@@ -1,24 +1,29 @@
 """File <-> PIL <-> tensor in [-1, 1].
 
 `load_image` is the one door through which pictures from outside enter: command line, browser and training data
-all come through it. It reads the size from the header before it decodes, turns the picture upright, lays
-transparency on white and scales 16 bits to 8, so the rest of the project only ever sees 8-bit RGB.
+all come through it. It reads the size from the header before it decodes, turns the picture upright, converts its
+colours to sRGB, lays transparency on white and scales 16 bits to 8, so models only ever see 8-bit RGB.
 """
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
+
+from vqgan.colour import WHITE, to_rgb8
+from vqgan.png import SIGNATURE, without_text
 
 # What is read -> what such files are called; a phone's MPO comes in through JPEG. All of these Pillow decodes itself.
 # Not among them: what starts another program (EPS, PDF, WMF), and what hardly any picture comes in but outsiders could
@@ -38,8 +43,9 @@ if "avif" in features.modules:  # from Pillow 11.3 on
 FORMATS = tuple(SUFFIXES_OF)
 SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # read where the plug-in `pillow_heif` is installed
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 IN_WORDS = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF"
-WHITE = (255, 255, 255)
+MAX_PIXELS = 100_000_000  # four bytes each in memory, twice while a picture is read; phones have 50 million
 # Black, purple, red, orange, pale yellow: brighter at each step, so it reads the same without colour.
 GLOW = ((0, 0, 0), (84, 15, 109), (187, 55, 84), (249, 142, 9), (252, 255, 180))
 TURNS = {  # EXIF orientation -> what makes the picture upright
@@ -53,85 +59,57 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
 }
 
 
+OR_RAISE = ", or raise the limit with `--max-megapixels`"
+# Pillow leaves the transparent value on the scale of a PNG of 2 or 4 bits, and scales its pixels by this.
+GREY_STEPS = {"L;2": 85, "L;4": 17}
+
+
 class ImageError(ValueError):
     """A picture that cannot be used; the message says why and what to do."""
 
 
 def load_image(
-    path: str | Path | BinaryIO, *, max_pixels: int = 24_000_000, background: tuple[int, int, int] = WHITE
+    path: str | Path | BinaryIO,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    side: int | None = None,
+    background: tuple[int, int, int] = WHITE,
 ) -> Image.Image:
-    """The picture at `path` as 8-bit RGB, upright; transparency is laid on `background`.
+    """The picture at `path` as 8-bit sRGB, upright; transparency is laid on `background`.
 
     Args:
         path: a picture in one of FORMATS (or an open binary file of one). Of an animation, the first frame.
         max_pixels: larger pictures are refused before they are decoded.
+        side: a shorter side that is enough. A JPEG at least four times as large is then decoded at a half, a quarter
+            or an eighth of its size, but never at less than twice `side`, which saves time and memory.
 
     Raises:
         ImageError: the file is missing, unreadable, of another format, damaged or too large.
     """
-    if not isinstance(path, str | Path) and not hasattr(path, "read"):
-        raise ImageError(f"expected a picture or the path of one, got `{str(path)[:60]}`")
-    if isinstance(path, str | Path) and (not str(path).strip() or "\0" in str(path)):
-        raise ImageError(f"`{ascii(str(path)[:60])[1:-1]}` cannot be the path of a file")
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
-        raise ImageError(f"max_pixels must be a whole number, 1 or more, got `{max_pixels}`")
-    name = _named(path)
-    if isinstance(path, str | Path):
-        _require_regular_file(Path(path), name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # damaged EXIF blocks: the pixels are what counts
-            with open_header(path) as image:
-                _require_size(image.size, name, max_pixels)
-                image.seek(0)
-                image.load()
-                return to_rgb8(_upright(image), background)
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"{name} has too many pixels; the limit is {max_pixels / 1e6:.0f} megapixels: make it smaller"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a readable {IN_WORDS} picture") from error
-    # RuntimeError is what the decoders of AVIF and HEIF raise.
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, RuntimeError, struct.error) as error:
-        raise ImageError(
-            f"{name} is damaged or cut off: open it in an image editor and save it again ({error})"
-        ) from error
+    return _read(path, max_pixels, side, lambda image: to_rgb8(image, background))
 
 
-def to_rgb8(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """Any PIL picture as plain RGB with no metadata: 16 bits scaled to 8, transparency laid on `background`."""
-    if image.mode.startswith("I"):
-        # `convert("RGB")` would clip 16-bit values at 255 and turn nearly every pixel white.
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray((wide // 257).astype(np.uint8))
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
-    plain = Image.new("RGB", image.size)
-    plain.paste(image.convert("RGB"))
-    return plain
+def read_image(path: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture at `path` as its file has it, upright: mode, transparency, colour profile and text are kept.
+
+    Arguments and errors are those of `load_image`.
+    """
+    return _read(path, max_pixels, None, lambda image: image)
 
 
-def open_header(path: str | Path | BinaryIO) -> Image.Image:
-    """What `Image.open` gives of a file in one of FORMATS, or in HEIF where its plug-in is installed.
+@contextlib.contextmanager
+def open_header(path: str | Path | BinaryIO) -> Iterator[Image.Image]:
+    """A picture whose header is read and nothing else: size and format are known.
 
     Raises:
-        UnidentifiedImageError: it is in another format.
+        UnidentifiedImageError: it is in none of FORMATS, nor in HEIF.
         ImageError: it is in HEIF, and the plug-in is missing.
     """
-    try:
-        return Image.open(path, formats=FORMATS)
-    except UnidentifiedImageError:
-        if not _is_heif(path):
-            raise
-    if not has_heif():
-        raise ImageError(f"{_named(path)} is in HEIF, as phones write it: that needs `pip install pillow-heif`")
-    importlib.import_module("pillow_heif").register_heif_opener()
-    return Image.open(path, formats=("HEIF",))
+    with (
+        Path(path).open("rb") if isinstance(path, str | Path) else contextlib.nullcontext(path) as file,
+        _identify(file, _named(path)) as image,
+    ):
+        yield image
 
 
 def has_heif() -> bool:
@@ -156,7 +134,10 @@ def list_images(folder: str | Path) -> list[Path]:
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """The largest centred square of `image`, scaled to `size` x `size`: how training pictures are prepared."""
-    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
 
 
 def fit_stride(image: Image.Image, side: int, stride: int) -> Image.Image:
@@ -245,17 +226,109 @@ def paired_sheet(groups: Sequence[Sequence[Image.Image]], columns: int) -> Image
     return sheet(tiles, columns)
 
 
+def _read(
+    path: str | Path | BinaryIO, max_pixels: int, side: int | None, finish: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    name = _checked_name(path, max_pixels)
+    if isinstance(path, str | Path):
+        _require_regular_file(Path(path), name)
+    try:
+        with Path(path).open("rb") if isinstance(path, str | Path) else contextlib.nullcontext(path) as file:
+            image = _decode(file, name, max_pixels, side)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise ImageError(f"{name} has too many pixels for this machine: make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not a readable {IN_WORDS} picture") from error
+    # RuntimeError is what the decoders of AVIF and HEIF raise.
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, RuntimeError, struct.error) as error:
+        raise ImageError(
+            f"{name} is damaged or cut off: open it in an image editor and save it again ({error})"
+        ) from error
+    try:
+        return finish(image)
+    except ValueError as error:
+        raise ImageError(f"{name} cannot be used: {error}") from error
+
+
+def _checked_name(path: str | Path | BinaryIO, max_pixels: int) -> str:
+    """What messages call a picture; raises ImageError where it can be none."""
+    if not isinstance(path, str | Path) and not hasattr(path, "read"):
+        raise ImageError(f"expected a picture or the path of one, got `{str(path)[:60]}`")
+    if isinstance(path, str | Path) and (not str(path).strip() or "\0" in str(path)):
+        raise ImageError(f"`{ascii(str(path)[:60])[1:-1]}` cannot be the path of a file")
+    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
+        raise ImageError(f"max_pixels must be a whole number, 1 or more, got `{max_pixels}`")
+    return _named(path)
+
+
 def _named(path: str | Path | BinaryIO) -> str:
     return f"`{path}`" if isinstance(path, str | Path) else "the picture"
 
 
-def _is_heif(path: str | Path | BinaryIO) -> bool:
-    if isinstance(path, str | Path):
-        with Path(path).open("rb") as file:
-            return _is_heif(file)
-    path.seek(0)
-    start = path.read(12)
-    return start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+def _decode(file: BinaryIO, name: str, max_pixels: int, side: int | None) -> Image.Image:
+    """The first picture in a file, upright and otherwise as it is, whatever text stands beside it."""
+    try:
+        return _decode_strictly(file, name, max_pixels, side)
+    except ImageError:
+        raise
+    except ValueError:
+        file.seek(0)
+        data = file.read()
+        if not data.startswith(SIGNATURE):
+            raise
+    bare, profile = without_text(data)
+    image = _decode_strictly(io.BytesIO(bare), name, max_pixels, side)
+    image.info["icc_profile"] = profile
+    return image
+
+
+def _decode_strictly(file: BinaryIO, name: str, max_pixels: int, side: int | None) -> Image.Image:
+    with warnings.catch_warnings():
+        # Of damaged EXIF blocks, and of sizes above a limit of Pillow's: the pixels are what counts.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        with _identify(file, name) as image:
+            _require_size(image.size, name, max_pixels)
+            image.seek(0)
+            if side:
+                image.draft(None, (2 * side, 2 * side))  # nothing but JPEG can do it
+            raw = image.tile[0].args if image.format == "PNG" and image.tile else None
+            image.load()
+            key = image.info.get("transparency")
+            if raw in GREY_STEPS and isinstance(key, int):
+                image.info["transparency"] = key * GREY_STEPS[raw]
+            elif raw == "RGB;16B" and isinstance(key, tuple):
+                image.info["transparency"] = tuple(value >> 8 for value in key)
+            return _upright(image)
+
+
+def _identify(file: BinaryIO, name: str) -> ImageFile.ImageFile:
+    """`Image.open` without its limit of pixels, which is one for the whole process.
+
+    Raises:
+        UnidentifiedImageError: it is in none of FORMATS, nor in HEIF.
+        ImageError: it is in HEIF, and the plug-in is missing.
+    """
+    Image.init()
+    file.seek(0)
+    prefix = file.read(16)
+    formats = FORMATS
+    if prefix[4:8] == b"ftyp" and prefix[8:12] in HEIF_BRANDS:
+        if not has_heif():
+            raise ImageError(f"{name} is in HEIF, as phones write it: that needs `pip install pillow-heif`")
+        importlib.import_module("pillow_heif").register_heif_opener()
+        formats = ("HEIF",)
+    for kind in formats:
+        factory, accept = Image.OPEN.get(kind, (None, None))
+        if factory is None or (accept is not None and accept(prefix) is not True):
+            continue
+        file.seek(0)
+        try:
+            return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # it begins like one, and is none
+    raise UnidentifiedImageError
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -288,7 +361,17 @@ def _reason(error: Exception) -> str:
 
 
 def _require_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    if min(size) < 1:
+        raise ImageError(f"{name} is {size[0]}x{size[1]} pixels: it has none")
     if size[0] * size[1] > max_pixels:
-        raise ImageError(
-            f"{name} has {size[0] * size[1] / 1e6:.0f} megapixels; the limit is {max_pixels / 1e6:.0f}: make it smaller"
-        )
+        found, limit = _megapixels(size[0] * size[1], max_pixels)
+        raise ImageError(f"{name} has {found} megapixels; the limit is {limit}: make it smaller{OR_RAISE}")
+
+
+def _megapixels(*counts: int) -> list[str]:
+    """With as many decimals as tell them apart."""
+    for decimals in range(1, 7):
+        words = [f"{count / 1e6:.{decimals}f}" for count in counts]
+        if len(set(words)) == len(set(counts)):
+            break
+    return [word.rstrip("0").rstrip(".") for word in words]

@@ -14,8 +14,10 @@ from maskimg.commands.options import (
     add_drawing,
     add_force,
     add_machine,
+    add_max_megapixels,
     add_model,
     load_pipeline,
+    max_pixels,
     outputs,
     progress_bar,
     to_prompt,
@@ -125,10 +127,11 @@ def inpaint(parser: Parser, arguments: list[str]) -> None:
     paths = _paths(given, "inpaint", given.image, given.mask)
     pipeline = load_pipeline(given)
     options = {name: given[name] for name in ("coverage", "grow", "feather", "window")}
-    _save(pipeline.inpaint(given.image, given.mask, **options, **_drawing(given, pipeline)), paths, given)
+    image, mask = _opened(given), _mask(given)
+    _save(pipeline.inpaint(image, mask, **options, **_drawing(given, pipeline)), paths, given)
     from maskimg.hole import EVERYTHING
 
-    if pipeline.hole(given.image, given.mask, **options).everything:
+    if pipeline.hole(image, mask, **options).everything:
         print(f"note: the paint reaches {EVERYTHING}", file=sys.stderr)
 
 
@@ -144,7 +147,7 @@ def outpaint(parser: Parser, arguments: list[str]) -> None:
     margins = _margins(given)
     paths = _paths(given, "outpaint", given.image)
     pipeline = load_pipeline(given)
-    _save(pipeline.outpaint(given.image, margins, window=given.window, **_drawing(given, pipeline)), paths, given)
+    _save(pipeline.outpaint(_opened(given), margins, window=given.window, **_drawing(given, pipeline)), paths, given)
 
 
 def vary(parser: Parser, arguments: list[str]) -> None:
@@ -156,7 +159,8 @@ def vary(parser: Parser, arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     paths = _paths(given, "vary", given.image, given.mask)
     pipeline = load_pipeline(given)
-    _save(pipeline.variations(given.image, given.strength, mask=given.mask, **_drawing(given, pipeline)), paths, given)
+    mask = _mask(given) if given.mask else None
+    _save(pipeline.variations(_opened(given), given.strength, mask=mask, **_drawing(given, pipeline)), paths, given)
 
 
 def _add_edit(parser: Parser) -> None:
@@ -165,6 +169,7 @@ def _add_edit(parser: Parser) -> None:
     parser.add_argument("--count", type=int, default=1, help="how many versions")
     parser.add_argument("--seed", type=int, default=0, help="version i uses seed + i")
     add_force(parser)
+    add_max_megapixels(parser)
 
 
 def _paths(given: Namespace, task: str, *inputs: str | None) -> list[Path]:
@@ -180,6 +185,19 @@ def _paths(given: Namespace, task: str, *inputs: str | None) -> list[Path]:
     for path in paths:
         require_free(path, task=task, force=given.force, inputs=(*inputs, given.model), option="--out")
     return paths
+
+
+def _opened(given: Namespace) -> Any:
+    """The picture that a command begins with."""
+    from vqgan.original import load_original
+
+    return load_original(given.image, max_pixels=max_pixels(given))
+
+
+def _mask(given: Namespace) -> Any:
+    from vqgan.images import read_image
+
+    return read_image(given.mask, max_pixels=max_pixels(given))
 
 
 def _drawing(given: Namespace, pipeline: Any) -> dict[str, Any]:
@@ -223,7 +241,7 @@ def translate(parser: Parser, arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     paths = _paths(given, "translate", given.image)
     pipeline = load_pipeline(given)
-    _save(pipeline.translate(given.image, **_drawing(given, pipeline)), paths, given)
+    _save(pipeline.translate(_opened(given), **_drawing(given, pipeline)), paths, given)
 
 
 def reconstruct(parser: Parser, arguments: list[str]) -> None:
@@ -233,6 +251,7 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
     parser.add_argument("--size", type=int, help="longer side in pixels; if not given, the model's, padded to a square")
     add_force(parser)
+    add_max_megapixels(parser)
     add_machine(parser)
     given = parser.parse_args(arguments)
     out = _picture(given, "reconstruct", given.image, given.tokenizer or given.model)
@@ -242,7 +261,7 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
     if given.tokenizer:
         restored = _reconstruct_alone(given)
     else:
-        restored = load_pipeline(given).reconstruct(given.image, size=given.size)
+        restored = load_pipeline(given).reconstruct(_opened(given), size=given.size)
     write_png(restored.image, mark("reconstruct"), out, force=given.force)
     for name, value in restored.facts().items():
         print(f"{name}: {value}")
@@ -260,12 +279,12 @@ def _reconstruct_alone(given: Namespace) -> Any:
     """With a tokenizer that belongs to no model: the whole picture, as large as it is."""
     from maskimg.hardware import pick_device
     from maskimg.reconstruction import LARGEST, reconstruct
-    from vqgan import Tokenizer, load_image
+    from vqgan import Tokenizer
     from vqgan.images import to_tensor
 
     device = pick_device(given.device)
     tokenizer = Tokenizer.from_pretrained(given.tokenizer).to(device)
-    image = load_image(given.image)
+    image = _opened(given).rgb
     return reconstruct(
         image,
         lambda picture: tokenizer.encode(to_tensor(picture)[None].to(device)),
@@ -283,16 +302,16 @@ def doubts(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="PNG to write: the picture, redder where it looks wrong")
     add_force(parser)
     add_asking(parser)
+    add_max_megapixels(parser)
     add_machine(parser)
     given = parser.parse_args(arguments)
     out = _picture(given, "doubts", given.image, given.model)
     from maskimg.marks import mark
-    from maskimg.pipeline import opened
     from maskimg.recipe import write_png
     from vqgan.images import heat_map, pad_square
 
     pipeline = load_pipeline(given)
-    square, box = pad_square(opened(given.image), pipeline.image_size)
+    square, box = pad_square(_opened(given).rgb, pipeline.image_size)
     chances = pipeline.doubts(to_prompt(given), pipeline.encode(square)).sigmoid()[0].cpu()
     write_png(heat_map(square, chances).crop(box), mark("doubts"), out, force=given.force)
     worst = divmod(int(chances.argmax()), chances.shape[1])

@@ -15,8 +15,10 @@ from maskimg.commands.options import (
     Refused,
     add_force,
     add_machine,
+    add_max_megapixels,
     add_sampler,
     load_pipeline,
+    max_pixels,
     outputs,
     say_bad,
     say_left_out,
@@ -44,6 +46,7 @@ def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--sheet", type=str, help="PNG to write: originals, reconstructions and errors")
     add_force(parser)
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+    add_max_megapixels(parser)
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args(arguments)
     _check_evaluation(given)
@@ -182,6 +185,7 @@ def _add_pictures(parser: Parser) -> None:
     parser.add_argument("folder", type=str, help=f"{SOURCE}: the pictures that it was trained on, with their labels")
     parser.add_argument("--classifier-steps", type=int, default=600, help="of our own classifier; 0 leaves it out")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+    add_max_megapixels(parser)
 
 
 def _check_generator(given: Namespace) -> None:
@@ -212,7 +216,8 @@ def _pictures_of_model(given: Namespace, pipeline: Any, cache: Path, leave_out: 
     listing = require_training(list_pictures(given.folder, leave_out=leave_out))
     say_left_out(listing)
     listing = subset(listing, held_out=MOST_TRAINING, training=MOST_TRAINING)
-    pictures = read_pictures(listing, pipeline.image_size, cache, max_bad=given.max_bad, progress=tqdm)
+    limits: dict[str, Any] = {"max_bad": given.max_bad, "max_pixels": max_pixels(given)}
+    pictures = read_pictures(listing, pipeline.image_size, cache, progress=tqdm, **limits)
     say_bad(cache / "bad.txt")
     return pictures
 
@@ -264,7 +269,8 @@ def _pictures_to_measure(given: Namespace, size: int, stride: int) -> Any:
     listing = subset(listing, held_out=given.count, training=training, share=given.held_out)
     with tempfile.TemporaryDirectory() as temporary:  # the array stays mapped after its file is gone
         cache = Path(temporary) / "pictures"
-        pictures = read_pictures(listing, size, cache, max_bad=given.max_bad, progress=tqdm)
+        limits: dict[str, Any] = {"max_bad": given.max_bad, "max_pixels": max_pixels(given)}
+        pictures = read_pictures(listing, size, cache, progress=tqdm, **limits)
         say_bad(cache / "bad.txt")
     return pictures
 
@@ -286,6 +292,7 @@ def check_data(parser: Parser, arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, help="pictures decoded at a time; if not given, one for each core")
     parser.add_argument("--out", type=str, help="text file to write: what cannot be read and why, a line each")
     add_force(parser)
+    add_max_megapixels(parser)
     given = parser.parse_args(arguments)
     if given.jobs is not None and given.jobs < 1:
         raise Refused(f"--jobs must be 1 or more, got {given.jobs}")
@@ -296,7 +303,7 @@ def check_data(parser: Parser, arguments: list[str]) -> int:
     from maskimg.outputs import write_lines
     from maskimg.pictures import bad_lines, list_pictures
 
-    report = check_pictures(list_pictures(given.source), jobs=given.jobs, progress=tqdm)
+    report = check_pictures(list_pictures(given.source), jobs=given.jobs, max_pixels=max_pixels(given), progress=tqdm)
     print(describe(report))
     if out:
         write_lines(bad_lines(report.bad), "check-data", out, force=given.force)

@@ -148,6 +148,19 @@ def add_machine(parser: Any) -> None:
     parser.add_argument("--dtype", type=str, default="auto", help="auto, fp32 or bf16")
 
 
+def add_max_megapixels(parser: Any) -> None:
+    """To a parser, or a group of one."""
+    parser.add_argument(
+        "--max-megapixels", type=float, default=100.0, help="larger pictures are refused before they are decoded"
+    )
+
+
+def max_pixels(given: Namespace) -> int:
+    if not 0 < given.max_megapixels <= 10_000:
+        raise Refused(f"--max-megapixels must be above 0 and at most 10000, got {given.max_megapixels:g}")
+    return round(given.max_megapixels * 1e6)
+
+
 def add_asking(parser: Parser) -> None:
     """What pictures are to show."""
     parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")

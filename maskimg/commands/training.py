@@ -6,7 +6,17 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from maskimg.commands.options import SOURCE, Parser, Refused, add_machine, progress_bar, say_bad, say_left_out
+from maskimg.commands.options import (
+    SOURCE,
+    Parser,
+    Refused,
+    add_machine,
+    add_max_megapixels,
+    max_pixels,
+    progress_bar,
+    say_bad,
+    say_left_out,
+)
 from maskimg.commands.places import out_directory
 
 # Of the plan's options, by the name of the part that they set.
@@ -38,6 +48,7 @@ def train(parser: Parser, arguments: list[str]) -> None:
         device=given.device,
         dtype=given.dtype,
         max_bad=given.max_bad,
+        max_pixels=max_pixels(given),
         about={"licence": given.licence} if given.licence else None,
         track=given.track,
         progress=progress_bar(),
@@ -70,7 +81,10 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
         _say_plan(listing, plan, work)
         kept = work / "pictures"
         with ranks.first_goes_ahead():
-            pictures = read_pictures(listing, plan.size, kept, max_bad=given.max_bad, progress=progress_bar())
+            pictures = read_pictures(
+                listing, plan.size, kept,
+                max_bad=given.max_bad, max_pixels=max_pixels(given), progress=progress_bar(),
+            )  # fmt: skip
         tokenizer = tokenizer_stage(
             pictures, plan, work / "tokenizer",
             track=given.track, device=given.device, dtype=given.dtype, allow_data_change=given.allow_data_change,
@@ -94,6 +108,7 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--source", type=str, help="what they are drawn from: grey, edges, lowres or a folder")
     parser.add_argument("--source-tokenizer", type=str, help="for the sources, instead of the same one")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+    add_max_megapixels(parser)
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args(arguments)
     reads = {"FOLDER": given.folder, "TOKENIZER": given.tokenizer}
@@ -124,13 +139,14 @@ def encode(parser: Parser, arguments: list[str]) -> None:
         raise Refused("--flips goes with --crops; with --versions, give --flip")
     crops = Crops(given.size, given.crops, given.flips) if given.crops is not None else None
     listing = list_pictures(given.folder, leave_out=(out, working_directory(out)))
+    limits: dict[str, Any] = {"max_bad": given.max_bad, "max_pixels": max_pixels(given)}
     if ranks.is_first():
         say_left_out(listing)
     size = crops.source_size if crops else given.size
     work, kept = working_directory(out), working_directory(out) / "pictures"
     with working_in(work, active=ranks.is_first()):
         with ranks.first_goes_ahead():
-            pictures = read_pictures(listing, size, kept, max_bad=given.max_bad, progress=progress_bar())
+            pictures = read_pictures(listing, size, kept, progress=progress_bar(), **limits)
         if ranks.is_first():
             say_bad(kept / "bad.txt")
         require_same_codes(out, tokenizer, pictures)
@@ -141,7 +157,7 @@ def encode(parser: Parser, arguments: list[str]) -> None:
         rate = len(cache.names) / (time.perf_counter() - started)
         if given.source:
             with ranks.first_goes_ahead():
-                _, sources = read_sources(given.source, pictures, work, max_bad=given.max_bad, progress=progress_bar())
+                _, sources = read_sources(given.source, pictures, work, progress=progress_bar(), **limits)
             other = tokenizer
             if given.source_tokenizer:
                 other = Tokenizer.from_pretrained(locate_model(given.source_tokenizer)).to(pick_device(given.device))
@@ -265,6 +281,7 @@ def _add_options(parser: Parser, *, out: str, codes: bool) -> None:
     group = parser.add_argument_group("Pictures, machine and records")
     if not codes:
         group.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+        add_max_megapixels(group)
         group.add_argument("--licence", type=str, help="of the pictures; kept with the model")
     group.add_argument(
         "--allow-data-change", action="store_true", help="continue a training that began with other pictures"

@@ -8,6 +8,7 @@ import dataclasses
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -35,7 +36,7 @@ from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskimg.transformer import TransformerConfig
 from maskimg.words import FrozenWords, WordPieces, Words
 from vqgan import Tokenizer, TokenizerConfig, files, writing
-from vqgan.images import ImageError, normalize
+from vqgan.images import MAX_PIXELS, ImageError, normalize
 
 CHANNELS = {1: (64,), 2: (64, 96), 3: (48, 96, 192), 4: (48, 96, 192, 256)}  # by log2 of the stride
 
@@ -194,6 +195,7 @@ def train_folder(
     device: str = "auto",
     dtype: str = "auto",
     max_bad: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
     about: dict | None = None,
     track: str | None = None,
     progress=None,
@@ -205,6 +207,7 @@ def train_folder(
     With several processes the first alone measures and writes.
 
     Args:
+        max_bad, max_pixels: which pictures may be left out, as in `read_pictures`.
         track: `tensorboard`, `trackio` or `wandb`, told of figures and pictures beside the log.
         allow_data_change: continue a training that began with other pictures, too.
 
@@ -221,7 +224,7 @@ def train_folder(
     with working_in(working_directory(out), active=ranks.is_first()):
         return _train_stages(
             listing, plan, out, about or {},
-            max_bad=max_bad, progress=progress, shard=shard,
+            max_bad=max_bad, max_pixels=max_pixels, progress=progress, shard=shard,
             track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
         )  # fmt: skip
 
@@ -256,6 +259,7 @@ def _train_stages(
     device: str,
     dtype: str,
     max_bad: float,
+    max_pixels: int,
     track: str | None,
     progress,
     shard: bool,
@@ -265,9 +269,10 @@ def _train_stages(
     started = time.perf_counter()
     sources = None
     with ranks.first_goes_ahead():
-        pictures = reading.read_pictures(listing, plan.size, work / "pictures", max_bad=max_bad, progress=progress)
+        limits: Any = {"max_bad": max_bad, "max_pixels": max_pixels}
+        pictures = reading.read_pictures(listing, plan.size, work / "pictures", progress=progress, **limits)
         if plan.source:
-            pictures, sources = read_sources(plan.source, pictures, work, max_bad=max_bad, progress=progress)
+            pictures, sources = read_sources(plan.source, pictures, work, progress=progress, **limits)
     other = Tokenizer.from_pretrained(plan.source_tokenizer) if plan.source_tokenizer else None
     tokenizer = tokenizer_stage(
         pictures if sources is None or other else both(pictures, sources), plan, work / "tokenizer",
