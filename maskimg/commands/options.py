@@ -7,14 +7,12 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+from maskimg.commands.endings import Refused, fail
+
 SOURCE = (
     "folder of pictures, .zip or .tar archive, shards as s-{000..127}.tar, hf://owner/name, or "
     "torchvision://NAME?root=DIR"
 )
-
-
-class Refused(Exception):
-    """Bad input; the message is shown on one line and the exit code is 2."""
 
 
 class Parser(ArgumentParser):
@@ -24,15 +22,6 @@ class Parser(ArgumentParser):
         for kind, words in (("int", "a whole number"), ("float", "a number"), ("bool", "true or false")):
             message = str(message).replace(f"Expected a <class '{kind}'>.", f"expected {words}.")
         fail(f"{' '.join(message.split())} (see `{self.prog} --help`)")
-
-
-BAD_INPUT, CANNOT_GO_ON, DISK_FULL = 2, 3, 4  # exit codes
-
-
-def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
-    """Print one line and exit."""
-    print(f"maskimg: {message}", file=sys.stderr)
-    raise SystemExit(code)
 
 
 def add_model(parser: Parser) -> None:

@@ -1,0 +1,16 @@
+"""How a command ends that cannot do what it was asked. Imports nothing, so that it is there from the very start."""
+
+import sys
+from typing import NoReturn
+
+BAD_INPUT, CANNOT_GO_ON, DISK_FULL = 2, 3, 4  # exit codes
+
+
+class Refused(Exception):
+    """Bad input; the message is shown on one line and the exit code is 2."""
+
+
+def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
+    """Print one line and exit."""
+    print(f"maskimg: {message}", file=sys.stderr)
+    raise SystemExit(code)
