@@ -18,7 +18,8 @@ def usable_streams() -> Iterator[None]:
     """
     _fill_descriptors()
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _escaping(sys.stdout or _nowhere()), _talking(sys.stderr or _nowhere())
+    sys.stdout = _escaping(sys.stdout) if sys.stdout else _nowhere()
+    sys.stderr = _talking(sys.stderr) if sys.stderr else _nowhere()
     try:
         yield
     finally:

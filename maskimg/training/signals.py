@@ -21,7 +21,7 @@ ALARM = getattr(signal, "SIGALRM", None)  # Windows has none
 
 SECOND = 0.5  # seconds after which another signal is a second one: a terminal and a launcher may both send the first
 RETRY = 0.1  # seconds between two looks at whether the first signal was heard
-PATIENCE = 2.0  # seconds that an import may take to end by itself
+PATIENCE = 1.0  # seconds that an import may take to end by itself
 
 
 class Interrupted(KeyboardInterrupt):
