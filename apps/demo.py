@@ -284,7 +284,7 @@ def _banner() -> str:
 
 async def _refuse_call(request: Request, error: Exception) -> JSONResponse:
     """A call that does not exist, or with values that it does not know: to Gradio a failure (500)."""
-    if "/gradio_api/call/" not in request.url.path:
+    if not any(f"/gradio_api/{way}/" in request.url.path for way in ("call", "run", "api")):
         raise error
     words = f"there is no call {error}" if isinstance(error, KeyError) else str(error).partition(". ")[0]
     return JSONResponse({"detail": f"{words}: /gradio_api/info lists the calls and their values"}, 400)

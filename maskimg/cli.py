@@ -52,7 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: with 2 for bad input, 3 where a training cannot go on, 4 where the disk is full.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is not None:
+        return _main(arguments)
+    code = _main(sys.argv[1:])
+    if sys.argv[1:2] == ["demo"]:
+        os._exit(code)  # what is still being drawn, in a thread, would abort the process while Python ends
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     stopped = functools.partial(_say_stopped, arguments[0] if arguments else "")
     with usable_streams(), _safe_children(), Interruptions(stopped) as interruptions:
         try:
