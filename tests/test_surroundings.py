@@ -148,7 +148,8 @@ def test_clients_that_go_away_or_talk_nonsense_leave_no_traceback(page, capfd):
     port = httpx.URL(address).port
     upload = (
         b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=xx\r\n"
-        b'Content-Length: 90000\r\n\r\n--xx\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc'
+        b"Content-Length: 90000\r\n\r\n--xx\r\n"
+        b'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc'
     )
     stream = b"GET /gradio_api/queue/data?session_hash=none HTTP/1.1\r\nHost: x\r\n\r\n"
     for told in (
