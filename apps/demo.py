@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from fastapi.responses import JSONResponse
 from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
 
+from maskimg.hardware import pick_device, pick_dtype
 from maskimg.pipeline import Pipeline
 from maskimg_apps import edits, look, runs, tabs
 from maskimg_apps.controls import wire_sends
@@ -32,6 +34,7 @@ from maskimg_apps.info import info_tab, keep_recipes
 from maskimg_apps.inputs import guard_inputs
 from maskimg_apps.models import Models
 from maskimg_apps.pages import Pages, choose_model
+from maskimg_apps.proxies import EVERYWHERE, LOOPBACK, around_proxies, require_usable_proxies
 from maskimg_apps.streams import QuietStreams
 from maskimg_apps.train_tab import train_tab
 from maskimg_apps.trainer import Trainer
@@ -107,20 +110,22 @@ def launch(
         port: taken as it is; see `free_port`.
         models, make: the other models, and what makes their pages; these are served at /model/NAME/.
     """
-    app, local, shared = _queued(page).launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        auth=login,
-        inbrowser=open_browser,
-        prevent_thread_lock=True,
-        quiet=True,
-        max_threads=THREADS,
-        state_session_capacity=MOST_REMEMBERED,
-        strict_cors=True,
-        mcp_server=mcp,
-        **_closed(),
-    )
+    # Gradio calls its own address, to see that it is there.
+    with around_proxies(*((host, *LOOPBACK) if share else (EVERYWHERE,))):
+        app, local, shared = _queued(page).launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            auth=login,
+            inbrowser=open_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            max_threads=THREADS,
+            state_session_capacity=MOST_REMEMBERED,
+            strict_cors=True,
+            mcp_server=mcp,
+            **_closed(),
+        )
     forget_pages(app)
     if models and make:
         options = _closed() | {"auth": login, "mcp_server": False}
@@ -161,6 +166,12 @@ def serve(
         )
     if mcp and importlib.util.find_spec("mcp") is None:
         raise ValueError("--mcp needs a package more: pip install 'gradio[mcp]'")
+    for option, given in (("--share", share), ("--mcp", mcp)):
+        if given:
+            require_usable_proxies(option)
+    _check_folder(Path(folder))
+    pick_dtype(dtype, pick_device(device))
+    free_port(host, port)  # what cannot be served is refused before a model is loaded
     models = Models(partial(Pipeline.from_pretrained, device=device, dtype=dtype), chosen=model, folder=Path(folder))
     if models.first:
         models.pipeline(models.first)
@@ -172,7 +183,7 @@ def serve(
 
     for variable in _clean_environment():
         print(f"{variable} is ignored: use the options of `maskimg demo`")
-    with _ended_by_sigterm(), _left_clean(trainer):
+    with _ended_by_sigterm(), _left_clean(trainer), around_proxies(*(host, *LOOPBACK) if mcp else ()):
         free = free_port(host, port)
         if port and free != port:
             print(f"port {port} is taken, using {free}")
@@ -187,7 +198,16 @@ def serve(
             f"maskimg demo: {address}  (Ctrl-C stops it)" + ("" if models.first else f"\nno model yet: {TRAIN}"),
             flush=True,
         )
-        page.block_thread()
+        stay(page)
+
+
+def stay(page: gr.Blocks) -> None:
+    """As long as the page is served. Gradio's own way to wait swallows the signals that are to end it."""
+    try:
+        while page.is_running:
+            time.sleep(0.1)
+    finally:
+        page.close(verbose=False)
 
 
 def free_port(host: str, first: int, tries: int = 100) -> int:
@@ -266,7 +286,7 @@ def _banner() -> str:
 
 async def _refuse_call(request: Request, error: Exception) -> JSONResponse:
     """A call that does not exist, or with values that it does not know: to Gradio a failure (500)."""
-    if "/gradio_api/call/" not in request.url.path:
+    if not any(f"/gradio_api/{way}/" in request.url.path for way in ("call", "run", "api")):
         raise error
     words = f"there is no call {error}" if isinstance(error, KeyError) else str(error).partition(". ")[0]
     return JSONResponse({"detail": f"{words}: /gradio_api/info lists the calls and their values"}, 400)
@@ -293,10 +313,28 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _check_folder(folder: Path) -> None:
+    """Of models: it need not be there yet, but what is there must be readable.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        next(folder.expanduser().iterdir(), None)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ValueError(
+            f"the folder of models `{folder}` cannot be read ({error.strerror}): name another one with --models"
+        ) from error
+
+
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM is an end as well: a training is stopped, and uploads are removed."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Inside, SIGTERM is an end as well: a training is stopped, and uploads are removed. A command has seen to it."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
     finally:

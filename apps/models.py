@@ -123,7 +123,14 @@ def _models_in(folder: Path | None) -> list[str]:
         found = sorted(folder.iterdir()) if folder else []
     except OSError:
         return []
-    return [str(path) for path in found if path.name[0] != "." and all((path / part).is_file() for part in PARTS)]
+    return [str(path) for path in found if path.name[0] != "." and _is_model(path)]
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        return all((path / part).is_file() for part in PARTS)
+    except OSError:
+        return False  # somebody else's, who lets nobody look into it
 
 
 def _free() -> None:

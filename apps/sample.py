@@ -10,6 +10,7 @@ import functools
 import itertools
 import os
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from maskimg import tables
 from maskimg.batches import draw_each, told
 from maskimg.conditions import LabelFields
-from maskimg.hardware import can_compile
+from maskimg.hardware import compile_fault
 from maskimg.marks import mark_in
 from maskimg.noise import SEEDS
 from maskimg.pipeline import TOGETHER, Pipeline
@@ -116,21 +117,25 @@ def compiles_itself(
     Raises:
         ValueError: the folder's pictures are compiled, and that cannot be done here.
     """
-    possible = can_compile(pipeline.device)
     found = recipe_of(Path(folder))
     if isinstance(found, dict):
-        if found.get("compiled") and not possible:
+        if found.get("compiled") and (fault := compile_fault(pipeline.device)):
             raise ValueError(
-                f"the pictures in `{folder}` are compiled, which needs a C++ compiler: choose another folder"
+                f"the pictures in `{folder}` are compiled, which is not possible here, because {fault}: choose another "
+                "folder"
             )
         return bool(found.get("compiled"))
     h, w = pipeline.generator.grid
     weights = sum(weight.numel() for weight in pipeline.generator.net.parameters())
     work = 2 * weights * h * w * pipeline.sampler(sampler).forwards * best_of * len(labels)
-    if not possible or pipeline.device.type != "cpu" or work < LONG:
+    if pipeline.device.type != "cpu" or work < LONG:
         return False
     of_each = Counter(map(told, labels)).values()
-    return sum(-(-count // TOGETHER) * TOGETHER for count in of_each) < WASTE * len(labels)
+    if sum(-(-count // TOGETHER) * TOGETHER for count in of_each) >= WASTE * len(labels):
+        return False
+    if fault := compile_fault(pipeline.device):
+        print(f"not compiled, which takes two or three times as long: {fault}", file=sys.stderr)
+    return not fault
 
 
 def seed_of(i: int, seed: int) -> int:

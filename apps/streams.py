@@ -1,10 +1,11 @@
-"""The streams in which a run's steps are sent, when nobody listens any more.
+"""The streams in which a run's steps are sent, and uploads, when there is nobody at the other end any more.
 
-Gradio raises after it has begun to answer where a session is unknown, or where a second listener of one session leaves.
-Nobody can be told then, and the server would log a fault that is none.
+Gradio raises after it has begun to answer where a session is unknown, or where a second listener of one session leaves;
+Starlette does where an upload breaks off. Nobody can be told then, and the server would log a fault that is none.
 """
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
@@ -25,6 +26,8 @@ class QuietStreams:
 
         try:
             await self.app(scope, receive, watch)
+        except ClientDisconnect:
+            return
         except RuntimeError as error:  # Starlette's, about an error that has a handler
             if not streams or not isinstance(error.__cause__, (HTTPException, KeyError)):
                 raise

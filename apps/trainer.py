@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -119,7 +120,8 @@ class Trainer:
                     stdin=subprocess.DEVNULL,
                     stdout=printed,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                    # A file called `random.py` in the current folder must not stand in for Python's own.
+                    env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"},
                     start_new_session=True,  # Ctrl-C is for the page, which then stops it
                 )
             self.order, self.stopping = order, False
@@ -261,7 +263,7 @@ def _now(lines: list[str]) -> str:
 def _ending(code: int, lines: list[str]) -> str:
     if code == 0:
         return "done" if any(line.startswith("done: ") for line in lines) else "stopped"
-    return "stopped" if code in (-15, 130) else "failed"
+    return "stopped" if code in (-signal.SIGTERM, 130) else "failed"  # before it could listen; by a second Ctrl-C
 
 
 def _fault(code: int, lines: list[str], printed: Path) -> str:

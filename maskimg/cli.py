@@ -2,15 +2,19 @@
 
 import contextlib
 import errno
+import functools
 import importlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from maskimg import __version__
-from maskimg.commands.options import BAD_INPUT, CANNOT_GO_ON, DISK_FULL, Parser, Refused, fail
+from maskimg.commands.endings import BAD_INPUT, CANNOT_GO_ON, DISK_FULL, Refused, fail
+from maskimg.terminal import silence_stdout, usable_streams
+from maskimg.training.signals import Interrupted, Interruptions
 from maskimg.values import PromptWarning
 
 # Command -> the module of `maskimg.commands` that holds it, and what it does.
@@ -39,24 +43,45 @@ COMMANDS = {
 
 UNHEARD = 128 + 13  # as a program that SIGPIPE ends
 TOGETHER = ("train", "train-tokenizer", "encode", "train-generator", "sample")  # what torchrun may start several times
+TRAININGS = ("train", "train-tokenizer", "train-generator")  # stopped as asked, these leave with 0
+CONTINUED = ("sample", "tune")  # these go on, too, where they were stopped
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 where it is done, or stopped as asked.
+    """Run one command; returns the exit code: 0 where it is done, or a training was stopped as asked; 128 and the
+    signal's number where another command was stopped.
 
     Raises:
         SystemExit: with 2 for bad input, 3 where a training cannot go on, 4 where the disk is full.
     """
-    try:
-        code = _run(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # nobody reads on, as with `| head`; Python itself would complain at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNHEARD
+    if arguments is not None:
+        return _main(arguments)
+    code = _main(sys.argv[1:])
+    if sys.argv[1:2] == ["demo"]:
+        os._exit(code)  # what is still being drawn, in a thread, would abort the process while Python ends
+    return code
 
 
-def _run(arguments: list[str]) -> int:
+def _main(arguments: list[str]) -> int:
+    stopped = functools.partial(_say_stopped, arguments[0] if arguments else "")
+    with usable_streams(), _safe_children(), Interruptions(stopped) as interruptions:
+        try:
+            try:
+                return _run(arguments, interruptions)
+            finally:
+                sys.stdout.flush()
+        except KeyboardInterrupt as interrupt:
+            return stopped(interrupt)
+        except BrokenPipeError:  # nobody reads on, as with `| head`
+            silence_stdout()
+            return UNHEARD
+        except OSError as error:
+            silence_stdout()
+            words = f"what there was to say could not be printed ({error.strerror or error})"
+            fail(words, DISK_FULL if _is_full_disk(error) else BAD_INPUT)
+
+
+def _run(arguments: list[str], interruptions: Interruptions) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -68,20 +93,21 @@ def _run(arguments: list[str]) -> int:
         fail(f"there is no command `{name}`; `maskimg --help` lists them")
     module, purpose = COMMANDS[name]
     command = getattr(importlib.import_module(f"maskimg.commands.{module}"), name.replace("-", "_"))
+    from maskimg.commands.options import Parser
+
     # Threads that spin while they wait make a busy machine several times slower. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = Parser(prog=f"maskimg {name}", description=purpose.capitalize() + ".")
     try:
         with _together(name), _remarks_in_words():
             return command(parser, rest) or 0
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
     except Refused as refused:
         fail(str(refused))
     except BrokenPipeError:
         raise
     except Exception as error:
+        if interruptions.heard:  # what it was raised in has made it an error of its own
+            raise interruptions.heard from error
         if _is_stop(error):  # asked for, and everything is saved
             if os.environ.get("RANK", "0") == "0":
                 print(f"maskimg: {error}")
@@ -89,6 +115,31 @@ def _run(arguments: list[str]) -> int:
         if not _is_kind(error):
             raise
         _explain(error)
+
+
+def _say_stopped(name: str, interrupt: KeyboardInterrupt) -> int:
+    """Say that the command `name` was interrupted -> its exit code."""
+    number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+    by = interrupt.by if isinstance(interrupt, Interrupted) else "a second Ctrl-C"
+    again = "; run the same command again to continue" if name in TRAININGS + CONTINUED else ""
+    done = name in TRAININGS and isinstance(interrupt, Interrupted)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"maskimg: stopped by {by}{again}", file=sys.stdout if done else sys.stderr, flush=True)
+    return 0 if done else 128 + number
+
+
+@contextlib.contextmanager
+def _safe_children() -> Iterator[None]:
+    """Inside, processes that are started do not take a file called `random.py`, say, for Python's own module."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _together(name: str) -> contextlib.AbstractContextManager[None]:

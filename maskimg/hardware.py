@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import threading
 import time
 from functools import cache
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TRIAL_SECONDS = 300.0  # after which a compiler is given up; a busy machine may need two minutes for the first time
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -47,7 +49,20 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def can_compile(device: torch.device) -> bool:
-    return device.type != "mps" and bool(shutil.which("g++") or shutil.which("clang++"))
+    return not compile_fault(device)
+
+
+def compile_fault(device: torch.device) -> str:
+    """Why compiling cannot work on a device, in words for a person; empty where it can.
+
+    Where there is a compiler it is tried, once in a process: a few seconds, of which whatever is compiled next saves
+    most. Ask only where something is going to be compiled.
+    """
+    if device.type == "mps":
+        return "torch does not compile for this device"
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        return "there is no C++ compiler (g++ or clang++)"
+    return _fault_in_trial(device.type)
 
 
 def compile_blocks(network: nn.Module, device: torch.device) -> bool:
@@ -58,7 +73,6 @@ def compile_blocks(network: nn.Module, device: torch.device) -> bool:
     """
     if not can_compile(device):
         return False
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports a missing CUDA on every CPU
     # A block is compiled once for each number of rows; past the limit it would go on uncompiled, and round otherwise.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for module in network.modules():
@@ -67,6 +81,36 @@ def compile_blocks(network: nn.Module, device: torch.device) -> bool:
                 if next(child.children(), None) is not None:  # a block, not a leaf such as an embedding
                     child.compile(dynamic=False)
     return True
+
+
+@cache
+def _fault_in_trial(kind: str) -> str:
+    """What comes of compiling a tiny function for a kind of device.
+
+    There are compilers without headers, wrappers that fail or never end, and folders for the results that belong to
+    somebody else. In a thread of its own, because torch waits for its compiler for ever.
+    """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports a missing CUDA on every CPU
+    factor = time.time_ns() % 1_000_003  # what was compiled before, when all was well, does not count
+    said = [f"the compiler did not end within {TRIAL_SECONDS:.0f} seconds"]
+
+    def compile_once() -> None:
+        try:
+            torch.compile(lambda x: x * factor + 1, dynamic=False)(torch.ones(8, device=kind))
+            said.clear()
+        except Exception as error:  # whatever a compiler, its headers, its folders and torch may come up with
+            said[:] = [_first_complaint(str(error) or type(error).__name__)]
+
+    trial = threading.Thread(target=compile_once, daemon=True)
+    trial.start()
+    trial.join(TRIAL_SECONDS)
+    return f"the C++ compiler here cannot be used ({said[0]})" if said else ""
+
+
+def _first_complaint(text: str) -> str:
+    """The line of a compiler's output that says what is wrong, else the first one."""
+    lines = [line.strip() for line in text.partition("Output:\n")[2].splitlines() or text.splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "it says nothing")[:200]
 
 
 @cache

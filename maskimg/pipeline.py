@@ -20,7 +20,7 @@ from maskimg.architectures import read_network, write_network
 from maskimg.codes import PICTURE
 from maskimg.conditions import Label, LabelFields
 from maskimg.graphs import GraphedSampler
-from maskimg.hardware import autocast, can_compile, compile_blocks, pick_device, pick_dtype
+from maskimg.hardware import autocast, compile_blocks, compile_fault, pick_device, pick_dtype
 from maskimg.hole import Hole, make_hole
 from maskimg.maskgit import MaskGit
 from maskimg.network import Network
@@ -131,8 +131,8 @@ class Pipeline:
         self.tokenizer = tokenizer.to(self.device).eval()
         self.generator = generator.to(self.device).eval()
         self._running: MaskGit | None = None
-        if compile and not can_compile(self.device):
-            raise ValueError("compiling needs a C++ compiler (g++ or clang++), and there is none here: leave it out")
+        if compile and (fault := compile_fault(self.device)):
+            raise ValueError(f"compiling is not possible here, because {fault}: leave it out")
         self.compiled = compile
         self._graphed: GraphedSampler | None = None
         self.graphs = self.device.type == "cuda"  # record whole generations; switched off where that fails

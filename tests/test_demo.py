@@ -810,13 +810,13 @@ def test_serving_forgets_settings_of_gradio_and_leaves_no_uploads_behind(monkeyp
     monkeypatch.setattr("maskimg_apps.models.bundled_models", lambda: [])
     seen = {}
 
-    def block_thread(page: gr.Blocks) -> None:
+    def stay(page: gr.Blocks) -> None:
         uploads = Path(os.environ["GRADIO_TEMP_DIR"])
         seen["mode"] = stat.S_IMODE(uploads.stat().st_mode)
         seen["uploads"], seen["allowed"] = uploads, page.allowed_paths
         page.close(verbose=False)
 
-    monkeypatch.setattr(gr.Blocks, "block_thread", block_thread)
+    monkeypatch.setattr(demo, "stay", stay)
     demo.serve(None, port=demo.free_port("127.0.0.1", 0))
     assert seen["mode"] == 0o700 and seen["allowed"] == [] and not seen["uploads"].exists()
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"

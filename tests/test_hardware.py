@@ -1,11 +1,14 @@
 """Devices and number formats: chosen by name or by measuring, refused with a sentence."""
 
+import os
+
 import pytest
 import torch
 from helpers import random_codes, tiny_net
 from tiny import NETWORK
 
-from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
+from maskimg import hardware
+from maskimg.hardware import autocast, can_compile, compile_blocks, compile_fault, pick_device, pick_dtype
 from maskimg.transformer import MaskedTransformer
 
 CPU = torch.device("cpu")
@@ -39,7 +42,7 @@ def test_autocast_is_off_in_fp32():
 def test_compiling_takes_the_blocks_and_nothing_else(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(self))
-    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr("maskimg.hardware.compile_fault", lambda device: "")
     net = MaskedTransformer(NETWORK)
     assert compile_blocks(net, CPU)
     assert compiled == list(net.trunk.blocks)
@@ -49,6 +52,36 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: pytest.fail("compiled all the same"))
     assert not compile_blocks(MaskedTransformer(NETWORK), CPU)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has deprecations of its own
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'x.cpp:3:10: fatal error: omp.h: No such file or directory' >&2; exit 1", "omp.h: No such file"),
+        ("echo 'ld: cannot find -lgomp' >&2; exit 1", "cannot find -lgomp"),
+        ("kill -SEGV $$", "the C++ compiler here cannot be used ("),
+        ("exec sleep 4", "did not end within 1 second"),
+    ],
+    ids=["no headers", "no library", "crashes", "never ends"],
+)
+def test_a_compiler_that_cannot_compile_is_found_out_and_named(script, said, tmp_path, monkeypatch):
+    """`which g++` once sufficed, and every long run ended with an error of torch's."""
+    for name in ("g++", "clang++"):
+        (tmp_path / name).write_text(
+            f'#!/bin/sh\ncase "$*" in *--version*) echo "g++ (GCC) 12.2.0"; exit 0;; esac\n{script}\n'
+        )
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setattr(hardware, "TRIAL_SECONDS", 1.0 if "sleep" in script else 300.0)
+    hardware._fault_in_trial.cache_clear()
+    try:
+        assert said in compile_fault(CPU)
+        assert not can_compile(CPU) and not compile_blocks(MaskedTransformer(NETWORK), CPU)
+    finally:
+        hardware._fault_in_trial.cache_clear()
+        torch.compiler.reset()
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler has deprecations of its own

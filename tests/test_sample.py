@@ -18,7 +18,6 @@ from tiny import LABELS, tiny_pipeline
 from maskimg.batches import draw_each
 from maskimg.cli import main
 from maskimg.conditions import LabelFields
-from maskimg.hardware import can_compile
 from maskimg.noise import SEEDS
 from maskimg.prompt import Prompt, PromptReader
 from maskimg.recipe import is_whole, read_recipe
@@ -63,8 +62,8 @@ def test_the_batch_size_changes_no_file(pipeline, tmp_path):
     assert len(one) == 7
 
 
-def test_only_long_runs_compile_without_being_asked(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: name)
+def test_only_long_runs_compile_without_being_asked(pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "compile_fault", lambda device: "")
     asked = functools.partial(compiles_itself, pipeline, tmp_path)
     monkeypatch.setattr(sample, "LONG", 1.5 * work_of(pipeline, pictures=64, steps=4))
     assert not asked([None] * 64, Sampler(steps=4))
@@ -73,8 +72,14 @@ def test_only_long_runs_compile_without_being_asked(pipeline, tmp_path, monkeypa
     assert asked([None] * 64, Sampler(steps=4), 2)  # two candidates of each
     assert not asked(["cat", "dog"] * 32 + [None] * 8, Sampler(steps=8))  # half of the last loop would be for nothing
     assert asked(["cat", "dog"] * 64, Sampler(steps=8))
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not asked([None] * 128, Sampler(steps=8))  # there is no compiler
+    assert capsys.readouterr().err == ""
+
+    # A compiler that cannot compile once ended the run with an error of torch's.
+    monkeypatch.setattr(sample, "compile_fault", lambda device: "g++ has no headers")
+    assert not asked([None] * 128, Sampler(steps=8))
+    assert capsys.readouterr().err == "not compiled, which takes two or three times as long: g++ has no headers\n"
+    monkeypatch.setattr(sample, "compile_fault", lambda device: pytest.fail("tried for a short run"))
+    assert not asked([None] * 64, Sampler(steps=4))
 
 
 def work_of(pipeline, *, pictures: int, steps: int) -> int:
@@ -84,7 +89,7 @@ def work_of(pipeline, *, pictures: int, steps: int) -> int:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler has deprecations of its own
-@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_a_folder_that_was_begun_is_gone_on_with_as_it_was(pipeline, model, tmp_path, capsys, monkeypatch):
     sample_folder(pipeline, tmp_path / "plain", [None] * 2)
     monkeypatch.setattr(sample, "LONG", 0)
@@ -101,7 +106,7 @@ def test_a_folder_that_was_begun_is_gone_on_with_as_it_was(pipeline, model, tmp_
     for words, answer in (
         (["--compile", "no"], "they are compiled): leave --compile out"),
         (["--compile", "so"], "auto, yes or no"),
-        ([], "which needs a C++ compiler"),
+        ([], "which is not possible here, because there is no C++ compiler"),
     ):
         with pytest.raises(SystemExit):
             main([*told, *words])

@@ -264,11 +264,11 @@ def test_the_tab_is_there_only_where_nobody_else_reaches_the_page(host, there, t
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     names = []
 
-    def block_thread(page: gr.Blocks) -> None:
+    def stay(page: gr.Blocks) -> None:
         names.extend(block.elem_id for block in page.blocks.values())
         page.close(verbose=False)
 
-    monkeypatch.setattr(gr.Blocks, "block_thread", block_thread)
+    monkeypatch.setattr(demo, "stay", stay)
     demo.serve(None, folder=tmp_path / "models", host=host, port=demo.free_port("127.0.0.1", 0), **login)
     assert "generate-go" in names and ("train-go" in names) == there
 
@@ -288,7 +288,7 @@ def test_the_page_stops_its_training_when_it_is_asked_to_end(early, tmp_path, mo
 
     if early:
         monkeypatch.setattr(demo, "launch", asked_to_end)
-    monkeypatch.setattr(gr.Blocks, "block_thread", asked_to_end)
+    monkeypatch.setattr(demo, "stay", asked_to_end)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit):
         demo.serve(None, folder=tmp_path / "models", port=demo.free_port("127.0.0.1", 0))

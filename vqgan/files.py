@@ -245,6 +245,8 @@ def locate(name: str | Path) -> Path:
         return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "README.md"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(f"`{name}` is neither a directory nor a reachable hub repository") from error
+    except ImportError as error:  # of a package that a SOCKS proxy asks for
+        raise ModelError(f"`{name}` cannot be fetched through the proxy that is set ({error})") from error
 
 
 def push_to_hub(save: Callable[[Path], None], repository: str, **options) -> str:

@@ -24,7 +24,10 @@ def demo(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--mcp", action="store_true", help="offer the page's calls to agents as tools")
     add_machine(parser)
     given = parser.parse_args(arguments)
-    from maskimg_apps.demo import serve
+    from maskimg_apps.proxies import EVERYWHERE, around_proxies
+
+    with around_proxies(EVERYWHERE):  # Gradio makes a client when it is imported, which some proxies prevent
+        from maskimg_apps.demo import serve
 
     serve(
         given.model,

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from maskimg.commands.endings import Refused, fail
 from maskimg.values import shown
 
 SOURCE = (
@@ -20,10 +21,6 @@ SOURCE = (
 
 
 MAY_BE_EMPTY = ("prompt", "negative")  # of which that is said, but no more
-
-
-class Refused(Exception):
-    """Bad input; the message is shown on one line and the exit code is 2."""
 
 
 class Parser(ArgumentParser):
@@ -123,19 +120,6 @@ def _plainly(message: str) -> str:
     if "Unable to load config" in words:
         return f"{option} must be the path of a YAML file, or its values as {{name: value}}"
     return f"{option}: {words}"
-
-
-BAD_INPUT, CANNOT_GO_ON, DISK_FULL = 2, 3, 4  # exit codes
-MOST_SAID = 1000  # characters
-
-
-def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
-    """Print one line and exit."""
-    message = " ".join(message.split())
-    if len(message) > MOST_SAID:  # somebody's value, ten thousand characters long
-        message = f"{message[: MOST_SAID // 2]} … {message[-MOST_SAID // 2 :]}"
-    print(f"maskimg: {message}", file=sys.stderr)
-    raise SystemExit(code)
 
 
 def add_model(parser: Parser) -> None:

@@ -497,7 +497,7 @@ def working_directory(out: Path) -> Path:
 
 
 def _require_finished(run: Run) -> None:
-    if run.stopped and not run.finished:
+    if run.stopped:  # also at its last step: what comes next can wait
         raise Stopped(f"stopped at step {run.step} of the {run.describe}; run the same command again to continue")
 
 

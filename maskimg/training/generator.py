@@ -11,7 +11,7 @@ from torch import nn
 
 from maskimg.codes import CodeCache
 from maskimg.conditions import Condition
-from maskimg.hardware import autocast, compile_blocks, pick_device, pick_dtype
+from maskimg.hardware import autocast, compile_blocks, compile_fault, pick_device, pick_dtype
 from maskimg.marks import mark
 from maskimg.maskgit import CRITIC_TARGETS, MaskGit, Predictions
 from maskimg.masking import schedule_named
@@ -131,7 +131,7 @@ def train_generator(
     shown = int(10 * budget.progress(run.step, run.seconds))
     best = Best(run, patience) if patience else None
     if budget.long:
-        compile_blocks(model.net, where)
+        _compile(model.net, where, run)
     update = _update(run, model, optimizers, called, training, exchanges=shard)
     batches = Batches(train, training, where)
 
@@ -222,7 +222,7 @@ def train_critic(
     run = _run(directory, budget, "critic", config, training, cache, track, allow_data_change)
     run.restore(model=critic, ema=ema, **optimizers)
     if budget.long:
-        compile_blocks(model, where)
+        _compile(model, where, run)
     update = _update(run, critic, optimizers, called, training)
     batches = Batches(train, training, where)
 
@@ -332,6 +332,14 @@ def prediction_figures(model: MaskGit, seen: Predictions) -> dict[str, torch.Ten
 
 def _observer(model: MaskGit, figures: dict[str, torch.Tensor]) -> Callable[[Predictions], None]:
     return lambda seen: figures.update(prediction_figures(model, seen))
+
+
+def _compile(network: nn.Module, device: torch.device, run: Run) -> None:
+    """Compiled is only faster: where that cannot be done, now or at a later step, training goes on without it."""
+    if compile_blocks(network, device):
+        torch._dynamo.config.suppress_errors = True
+    elif ranks.is_first() and device.type != "mps":
+        run.say(f"going on without compiling, a third slower: {compile_fault(device)}")
 
 
 def _maskgit(config: TransformerConfig, training: GeneratorTraining) -> MaskGit:

@@ -54,8 +54,8 @@ class Run:
             ...
             run.log(loss=loss)
 
-    Checkpoints are written every minute, when the loop is stopped (SIGINT, SIGTERM, SIGUSR1) and at the end. With
-    several processes each has a Run; the first alone writes and logs, and all stop at the same step.
+    Checkpoints are written every minute, when the loop is stopped (SIGINT, SIGTERM, SIGUSR1, SIGHUP) and at the end.
+    With several processes each has a Run; the first alone writes and logs, and all stop at the same step.
 
     Args:
         identity: what must not change between a stop and its continuation, as JSON; `data` in it may, where that is
@@ -158,7 +158,8 @@ class Run:
             self.save()
             if self._pending:
                 self.write_log()
-            self.stopped = stop
+            late, _ = self._agree(signals.received, False)  # while the last checkpoint was written
+            self.stopped = stop or late
         self._view = None
 
     def seed_torch(self) -> None:

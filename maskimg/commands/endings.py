@@ -1,0 +1,20 @@
+"""How a command ends that cannot do what it was asked. Imports nothing, so that it is there from the very start."""
+
+import sys
+from typing import NoReturn
+
+BAD_INPUT, CANNOT_GO_ON, DISK_FULL = 2, 3, 4  # exit codes
+MOST_SAID = 1000  # characters
+
+
+class Refused(Exception):
+    """Bad input; the message is shown on one line and the exit code is 2."""
+
+
+def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
+    """Print one line and exit."""
+    message = " ".join(message.split())
+    if len(message) > MOST_SAID:  # somebody's value, ten thousand characters long
+        message = f"{message[: MOST_SAID // 2]} … {message[-MOST_SAID // 2 :]}"
+    print(f"maskimg: {message}", file=sys.stderr)
+    raise SystemExit(code)
