@@ -438,12 +438,6 @@ class Pipeline:
                 for state, part in zip(states, codes.split(size), strict=True)
             ]
             step = Step(*(torch.cat(parts)[:count] for parts in zip(*whole, strict=True)))
-            if i + 1 == sampler.steps and not bool(step.scores.isfinite().all()):
-                plain = self.dtype == torch.float32
-                raise ValueError(
-                    f"the model's predictions are not finite in {'fp32' if plain else 'bf16'}: "
-                    + ("it has to be trained again" if plain else "try dtype `fp32`, or train it again")
-                )
             yield Preview(i + 1, sampler.steps, *step)
 
     # Pieces, for those who draw step by step.
