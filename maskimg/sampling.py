@@ -29,8 +29,8 @@ class Step(NamedTuple):
     """After one step: complete codes, scores (higher = more certain) and which tokens will be masked again.
 
     Each (b, h, w). `codes` holds no MASK: a token that is masked again shows what was predicted there. `scores` are
-    log-probabilities of the codes when they were drawn (0 for given ones); in the order `critic`, the critic's. They are
-    NaN wherever a prediction was not finite, ever since.
+    log-probabilities of the codes when they were drawn (0 for given ones); in the order `critic`, the critic's. NaN
+    wherever a prediction was not finite, in this step or an earlier one.
     """
 
     codes: torch.Tensor

@@ -1250,9 +1250,9 @@ def test_a_real_network_that_has_diverged_draws_nothing(complete):
     next(model.net.parameters()).data.fill_(torch.nan)
     codes = _hole(2) % 64
     codes[codes == 12] = 64
-    for given in (None, codes):
+    for start in (None, codes):
         with pytest.raises(ValueError, match="predictions are not finite in fp32"):
-            model.generate(1, codes=given)
+            model.generate(1, codes=start)
 
 
 @pytest.mark.parametrize("order", ["confidence", "halton"])
