@@ -101,7 +101,7 @@ class MaskGit(nn.Module):
         critic_loss_weight: of the critic's part in `Losses.loss`.
         critic_target: what the critic learns to find: codes that are `wrong` (not the picture's), or all that were
             `sampled` (as in the paper), right ones too.
-        condition_drop: probability with which training forgets the condition.
+        condition_drop: probability with which training forgets each part of the condition; see `drop_condition`.
         label_smoothing: of the generator's cross-entropy.
         loss_weight: `none`, the mean over masked tokens; `elbo`, the exact any-order bound in nats a token (see
             `masking.elbo_weights`); or a function of the schedule's r (b,) whose value weighs each grid.

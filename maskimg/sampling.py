@@ -4,7 +4,7 @@ Generation, inpainting, outpainting and variation are the same loop; they differ
 the start. A code that is given never changes. The orders: Chang et al. 2022, arXiv 2202.04200, section 3.1
 (confidence); Besnier et al. 2025, arXiv 2503.17076 (halton); Lezama et al. 2022, arXiv 2209.04439 (critic);
 Hayakawa et al. 2025, arXiv 2510.04525 (moment, which chooses first and then samples). Giving tokens back
-(`revise`): Wang et al. 2025, "Remasking discrete diffusion models", arXiv 2503.00307, with fixed counts.
+(`revise`): Wang et al. 2025, "Remasking discrete diffusion models", arXiv 2503.00307, with fixed counts, capped.
 
 Shapes: b images, h w tokens, n = h * w, v codes, m tokens drawn in a step.
 """

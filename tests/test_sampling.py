@@ -434,6 +434,18 @@ def test_in_random_order_tokens_given_back_are_revealed_as_soon_as_any_other():
     assert abs((back & ~second.masked).sum() / back.sum() - 2 / 3) < 6 * 0.0053
 
 
+@pytest.mark.parametrize("steps", [3, 4])
+def test_giving_back_much_does_not_end_in_drawing_it_all_at_once(steps):
+    """Without ReMDM's cap the last step drew 3 of 4 tokens apart: total variation 0.32 and 0.31 from the exact joint.
+
+    With it 0.19 and 0.10, of which 0.04 is the noise of 8,000 images in 81 states; the seeds are fixed.
+    """
+    model, sampler = JointModel(), Sampler(order="random", schedule="linear", steps=steps, revise=0.6)
+    done = sample(model, _masked(8000, 1, 4, 3), None, sampler, torch.arange(8000))
+    shares = (done[:, 0] @ torch.tensor([27, 9, 3, 1])).bincount(minlength=81) / 8000
+    assert (shares - model.joint).abs().sum() / 2 < (0.22 if steps == 3 else 0.13)
+
+
 def test_without_revise_no_token_is_given_back():
     model = FakeModel()
     steps = list(sample_steps(model, _masked(2, 4, 4), None, Sampler(steps=6), torch.arange(2)))
@@ -1244,8 +1256,7 @@ def test_a_plan_at_hand_leaves_the_look_at_what_is_finite_to_the_caller():
     assert last.scores[0].isfinite().all()
 
 
-@pytest.mark.parametrize("complete", [True, False])
-def test_a_real_network_that_has_diverged_draws_nothing(complete):
+def test_a_real_network_that_has_diverged_draws_nothing():
     model = MaskGit(tiny_net(NETWORK)).eval()
     next(model.net.parameters()).data.fill_(torch.nan)
     codes = _hole(2) % 64

@@ -39,7 +39,7 @@ class GeneratorTraining:
             enough to pay for it, else all with AdamW.
         weight_decay: of both.
         schedule: of mask ratios, such as `arccos` or `beta(12, 3)`.
-        condition_drop: probability of forgetting the labels, for guidance.
+        condition_drop: probability of forgetting each label field and sequence, for guidance.
         label_smoothing, loss_weight, visible_weight, no_replace_prob, random_token_prob, self_cond,
             self_cond_train_prob, self_token_critic, critic_loss_weight, critic_target: as in `MaskGit`.
         balance: how far rare classes of the first label field are favoured, from 0 (not) to 1 (all alike); each

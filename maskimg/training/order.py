@@ -60,7 +60,7 @@ class Balanced:
         return indices
 
     def _epoch(self, epoch: int) -> torch.Tensor:
-        """All samples of an epoch (n,), in order; a common class's are not all among them, a rare one's several times."""
+        """An epoch's samples (n,), in order; not all of a common class are among them, but a rare one's repeatedly."""
         if self._kept[0] != epoch:
             shuffled = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed * 7_919 + epoch))
             turns = torch.arange(len(self.quotas)).repeat_interleave(self.quotas)[shuffled]  # whose turn it is
