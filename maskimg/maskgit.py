@@ -247,9 +247,10 @@ class MaskGit(nn.Module):
 
         # Mask a random share of each grid.
         masked, r = random_mask(codes, self.schedule, generator, None if fixed is None else ~free)
-        corrupted = codes.masked_fill(masked, self.mask_id)
-        if not only_train_critic:  # what a critic judges must not have been drawn with the truth in sight
-            corrupted = self._augmented(corrupted, codes, masked, generator)
+        if only_train_critic:  # what a critic judges must not have been drawn with the truth in sight
+            corrupted = codes.masked_fill(masked, self.mask_id)
+        else:
+            corrupted = self._corrupt(codes, masked, generator)
 
         # Predict the masked codes.
         with without_gradient() if only_train_critic else contextlib.nullcontext():
@@ -586,10 +587,9 @@ class MaskGit(nn.Module):
             return as_condition(cast(Condition | torch.Tensor | None, condition))
         return extras or None
 
-    def _augmented(
-        self, corrupted: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor, generator: Source
-    ) -> torch.Tensor:
-        """`corrupted`, which is MASK at masked positions, with a share of these kept and a share replaced at random."""
+    def _corrupt(self, codes: torch.Tensor, masked: torch.Tensor, generator: Source) -> torch.Tensor:
+        """What the network sees: MASK at masked positions, but for a share kept and a share replaced at random."""
+        corrupted = codes.masked_fill(masked, self.mask_id)
         if not self.no_replace_prob and not self.random_token_prob:
             return corrupted
         u = rand(generator, "keep", tuple(codes.shape)).to(codes.device)
