@@ -131,17 +131,24 @@ def null_labels(labels: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
 def drop_condition(
     condition: Condition, sizes: Sequence[int], probability: float, generator: Source = None
 ) -> Condition:
-    """For training: with `probability` an image loses all, and each field and sequence is also lost on its own."""
+    """For training: each field and sequence of an image is lost with `probability`.
+
+    Half of that is the loss of all of them together, as guidance by the whole condition needs it; in the other half
+    each is lost on its own, as guidance by a single one needs it.
+    """
     if not condition.tensors:
         return condition
     b = len(condition.tensors[0])
-    all_of_it = rand(generator, "labels", (b, 1)) < probability
     labels, contexts = condition.labels, dict(condition.contexts)
+    parts = (0 if labels is None else labels.shape[1]) + len(contexts)
+    together = probability if parts == 1 else probability / 2
+    alone = (probability - together) / (1 - together) if together < 1 else 0.0
+    all_of_it = rand(generator, "labels", (b, 1)) < together
     if labels is not None:
-        dropped = all_of_it | (rand(generator, "fields", tuple(labels.shape)) < probability)
+        dropped = all_of_it | (rand(generator, "fields", tuple(labels.shape)) < alone)
         labels = torch.where(dropped.to(labels.device), null_labels(labels, sizes), labels)
     if contexts:
-        dropped = all_of_it | (rand(generator, "contexts", (b, len(contexts))) < probability)
+        dropped = all_of_it | (rand(generator, "contexts", (b, len(contexts))) < alone)
         for column, name in zip(dropped.unbind(1), sorted(contexts), strict=True):
             values, present = contexts[name]
             contexts[name] = Context(values, present & ~column[:, None].to(present.device))

@@ -17,8 +17,16 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from maskimg.conditions import Condition
 from maskimg.masking import Schedule, masked_counts
 from maskimg.sampler import Sampler
+
+# What x-transformers' NonAutoregressiveWrapper has where MaskGit has a condition or takes nothing.
+POSITIONAL = {
+    "MaskGit": ("mask_id", "steps", "self_cond", "self_cond_train_prob", "no_replace_prob", "random_token_prob"),
+    "MaskGit.forward": ("only_train_generator", "only_train_critic", "generator_sample_temperature"),
+    "MaskGit.generate": ("start_temperature", "filter_thres", "noise_level_scale"),
+}
 
 Extras = Mapping[str, Any] | None  # further arguments of the network, such as x-transformers' `context`
 
@@ -112,6 +120,26 @@ class ForeignCritic(nn.Module):
     def forward(self, codes: torch.Tensor, condition: Extras = None) -> torch.Tensor:
         logits = self.net(rearrange(codes, "b h w -> b (h w)"), **dict(condition or {}))
         return rearrange(logits, "b (h w) 1 -> b h w", h=codes.shape[1])
+
+
+def refuse_positional(call: str, others: tuple[Any, ...], condition: Any = None) -> None:
+    """Refuse options given by their place, as x-transformers takes them: `others`, or a number for the condition.
+
+    Raises:
+        TypeError: with the options' names; or the condition is none.
+    """
+    if isinstance(condition, int | float):
+        others = (condition, *others)
+    elif not (condition is None or isinstance(condition, Condition | torch.Tensor | Mapping)):
+        raise TypeError(
+            f"the condition of `{call}` must be a tensor of labels (b, f), a Condition or None, "
+            f"got a {type(condition).__name__}"
+        )
+    if not others:
+        return
+    meant = zip(POSITIONAL[call], others, strict=False)
+    spelled = ", ".join(f"{name}={value if isinstance(value, int | float) else '...'}" for name, value in meant)
+    raise TypeError(f"`{call}` takes its options by name: write `{spelled}`")
 
 
 def make_sampler(

@@ -13,18 +13,18 @@ import torch
 from maskimg.conditions import Condition, as_condition
 from maskimg.maskgit import MaskGit
 from maskimg.sampler import Sampler
-from maskimg.sampling import make_plan, sample
+from maskimg.sampling import Step, check_finite, make_plan, sample_steps
 
 KEPT = 6  # recordings; each holds the memory of its own intermediate results
 
 
 class Recording(NamedTuple):
-    """A graph with its inputs and output, tensors that stay in place."""
+    """A graph with its inputs and the last Step, tensors that stay in place."""
 
     graph: Any
     condition: Condition
     seeds: torch.Tensor
-    codes: torch.Tensor
+    last: Step
 
 
 class GraphedSampler:
@@ -42,6 +42,7 @@ class GraphedSampler:
 
         Raises:
             RuntimeError: this device or driver cannot record the loop.
+            ValueError: the model's predictions are not finite.
         """
         condition = as_condition(condition)
         key = (len(seeds), sampler, tuple(tensor.shape for tensor in condition.tensors))
@@ -54,7 +55,8 @@ class GraphedSampler:
         for kept, new in zip(recording.condition.tensors, condition.tensors, strict=True):
             kept.copy_(new)
         recording.graph.replay()
-        return recording.codes.clone()
+        check_finite(recording.last.scores, next(self.model.parameters()).dtype)
+        return recording.last.codes.clone()
 
     def _record(self, condition: Condition, sampler: Sampler, seeds: torch.Tensor) -> Recording:
         condition = condition.map(torch.clone)
@@ -63,8 +65,9 @@ class GraphedSampler:
         masked = torch.full((len(seeds), h, w), self.model.mask_id, device=seeds.device)
         plan = make_plan(torch.full((len(seeds),), h * w), sampler, seeds.device)
 
-        def draw() -> torch.Tensor:
-            return sample(self.model, masked, condition, sampler, seeds, plan=plan)
+        def draw() -> Step:
+            *_, last = sample_steps(self.model, masked, condition, sampler, seeds, complete=False, plan=plan)
+            return last
 
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -74,5 +77,5 @@ class GraphedSampler:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            codes = draw()
-        return Recording(graph, condition, seeds, codes)
+            last = draw()
+        return Recording(graph, condition, seeds, last)

@@ -8,6 +8,7 @@ or tokenizer.
 Shapes: b images, h w tokens, n = h * w, v codes, d features, f label fields, m masked tokens of a batch.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -17,7 +18,8 @@ from einops import rearrange
 from torch import nn
 
 from maskimg.conditions import Condition, as_condition, drop_condition
-from maskimg.foreign import ForeignCritic, ForeignNet, make_sampler
+from maskimg.foreign import ForeignCritic, ForeignNet, make_sampler, refuse_positional
+from maskimg.hardware import without_gradient
 from maskimg.masking import Schedule, elbo_weights, random_mask, random_ratio, schedule_named, training_counts
 from maskimg.network import Modulation, Network, joined
 from maskimg.noise import Chance, Source, rand, randint
@@ -89,8 +91,9 @@ class MaskGit(nn.Module):
         steps: default number of sampling steps.
         self_cond: let the network see its own features of a first look (in training) or of the step before.
         self_cond_train_prob: share of training grids that get a first look; the others get a learned null.
-        no_replace_prob: share of masked positions that keep their code in the input (and are still predicted).
-        random_token_prob: share of masked positions that hold a random code in the input.
+        no_replace_prob: share of masked positions that keep their code in the input (and are still predicted);
+            not where the critic alone is trained.
+        random_token_prob: share of masked positions that hold a random code in the input; likewise.
         schedule: of training mask ratios, and the default one of `generate`: a name, or a function of r in [0, 1].
         can_mask_prev_unmasked: the default of `Sampler.critic_revises` in `generate`.
         token_critic: a network codes, condition -> logits, high where a code is wrong.
@@ -98,7 +101,7 @@ class MaskGit(nn.Module):
         critic_loss_weight: of the critic's part in `Losses.loss`.
         critic_target: what the critic learns to find: codes that are `wrong` (not the picture's), or all that were
             `sampled` (as in the paper), right ones too.
-        condition_drop: probability with which training forgets the condition.
+        condition_drop: probability with which training forgets each part of the condition; see `drop_condition`.
         label_smoothing: of the generator's cross-entropy.
         loss_weight: `none`, the mean over masked tokens; `elbo`, the exact any-order bound in nats a token (see
             `masking.elbo_weights`); or a function of the schedule's r (b,) whose value weighs each grid.
@@ -107,12 +110,13 @@ class MaskGit(nn.Module):
 
     Raises:
         ValueError: an option is out of range or does not go with another.
+        TypeError: an option is not given by name.
     """
 
     def __init__(
         self,
         net: Network | nn.Module,
-        *,
+        *others: Any,
         mask_id: int | None = None,
         grid: tuple[int, int] | None = None,
         steps: int = 18,
@@ -133,6 +137,7 @@ class MaskGit(nn.Module):
         use_simple_mdlm_loss_weight: bool = False,
     ):
         super().__init__()
+        refuse_positional("MaskGit", others)
         own = isinstance(net, Network)
         if own and mask_id not in (None, net.vocab_size):
             raise ValueError(f"mask_id must be vocab_size = {net.vocab_size}, outside the codebook, got {mask_id}")
@@ -207,7 +212,7 @@ class MaskGit(nn.Module):
         self,
         codes: torch.Tensor,
         condition: Given = None,
-        *,
+        *others: Any,
         fixed: torch.Tensor | None = None,
         only_train_generator: bool = False,
         only_train_critic: bool = False,
@@ -231,7 +236,9 @@ class MaskGit(nn.Module):
         Raises:
             ValueError: wrong shape, codes on the CPU outside the codebook (MASK included), or flags that cannot be
                 served.
+            TypeError: an option is not given by name, as x-transformers takes them, or `condition` is none.
         """
+        refuse_positional("MaskGit.forward", others, condition)
         codes = self._checked(codes, only_train_generator, only_train_critic)
         condition = self._with_extras(condition, extras)
         if isinstance(condition, Condition) and self.training:
@@ -240,10 +247,13 @@ class MaskGit(nn.Module):
 
         # Mask a random share of each grid.
         masked, r = random_mask(codes, self.schedule, generator, None if fixed is None else ~free)
-        corrupted = self._corrupt(codes, masked, generator)
+        if only_train_critic:  # what a critic judges must not have been drawn with the truth in sight
+            corrupted = codes.masked_fill(masked, self.mask_id)
+        else:
+            corrupted = self._corrupt(codes, masked, generator)
 
         # Predict the masked codes.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not only_train_critic):
+        with without_gradient() if only_train_critic else contextlib.nullcontext():
             features = self._trunk(corrupted, condition, self._first_look(corrupted, condition, generator))
         generator_loss = None
         if not only_train_critic:
@@ -270,7 +280,7 @@ class MaskGit(nn.Module):
             return Losses(critic_loss, None, critic_loss)
         return Losses(generator_loss + self.critic_loss_weight * critic_loss, generator_loss, critic_loss)
 
-    @torch.no_grad()
+    @without_gradient()
     def elbo(
         self,
         codes: torch.Tensor,
@@ -374,7 +384,7 @@ class MaskGit(nn.Module):
             return self.token_critic(codes, given)
         if self.self_critic is None:
             raise ValueError("this model has no critic: choose another order, or train one")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
+        with without_gradient() if detach else contextlib.nullcontext():
             features = self._trunk(codes, given, None)
         return self.self_critic(features)[..., 0]
 
@@ -382,7 +392,7 @@ class MaskGit(nn.Module):
         self,
         batch_size: int | None = None,
         condition: Given = None,
-        *,
+        *others: Any,
         codes: torch.Tensor | None = None,
         steps: int | None = None,
         seeds: torch.Tensor | None = None,
@@ -404,9 +414,13 @@ class MaskGit(nn.Module):
             extras: further arguments of a foreign network and its critic.
 
         Raises:
-            ValueError: the sizes do not fit, or an option is out of range.
+            ValueError: the sizes do not fit, an option is out of range, or the model's predictions are not finite.
+            TypeError: an option is not given by name, as x-transformers takes them, or `condition` is none.
         """
+        refuse_positional("MaskGit.generate", others, condition)
         h, w = self.grid
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         single = batch_size is None and (codes is None or tuple(codes.shape) in ((h, w), (h * w,)))
         if single and self.flat and codes is not None and codes.ndim == 2:
             single = False  # (1, n) is a batch of one where codes are flat
@@ -441,7 +455,8 @@ class MaskGit(nn.Module):
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            done = sample(self, codes, condition, sampler, seeds)
+            with without_gradient():
+                done = sample(self, codes, condition, sampler, seeds)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -467,7 +482,7 @@ class MaskGit(nn.Module):
         """
         if self.self_cond is None or not (always or self.self_cond_train_prob):
             return None
-        with torch.no_grad():
+        with without_gradient():
             seen = self._trunk(codes, condition, None)
         if always:
             return seen
@@ -539,7 +554,7 @@ class MaskGit(nn.Module):
 
     def _tell(self, features: torch.Tensor, losses: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor) -> None:
         if self.observer is not None:
-            with torch.no_grad():
+            with without_gradient():
                 self.observer(Predictions(features.detach()[masked], losses.detach(), codes[masked], masked))
 
     def _checked(self, codes: torch.Tensor, only_generator: bool, only_critic: bool) -> torch.Tensor:

@@ -472,8 +472,6 @@ class Pipeline:
                 for state, part in zip(states, codes.split(size), strict=True)
             ]
             step = Step(*(torch.cat(parts)[:count] for parts in zip(*whole, strict=True)))
-            # At every step: an image with few tokens to draw is finished before the last one.
-            self._require_finite(step.scores, "predictions")
             yield Preview(i + 1, sampler.steps, *step)
 
     # Pieces, for those who draw step by step.

@@ -49,8 +49,10 @@ class Sampler:
         guidance_schedule: `constant`; `linear`, from off at the first step to all at the last; or `power-cosine`,
             1 + (guidance - 1) (1 - cos(pi t^p)) / 2 with p = guidance_power.
         guidance_start, guidance_end: guidance is on while the share of revealed tokens is between them.
-        top_k, top_p: draw among the k most probable codes, or the fewest that hold probability p; 0 and 1 are off.
-        revise: share of the tokens drawn so far that each step gives back, at random, and draws again.
+        top_k, top_p: draw among the k most probable codes, or the fewest that hold probability p; 0 and 1 are off. Of
+            equally probable codes the lowest are kept.
+        revise: share of the tokens drawn so far that each step gives back, at random, and draws again; never more than
+            are masked after the step, so that the last one gives nothing back.
 
     Raises:
         WrongType: a value is of another type. ValueError: it is out of range, or there is no such schedule or order.

@@ -4,7 +4,7 @@ Generation, inpainting, outpainting and variation are the same loop; they differ
 the start. A code that is given never changes. The orders: Chang et al. 2022, arXiv 2202.04200, section 3.1
 (confidence); Besnier et al. 2025, arXiv 2503.17076 (halton); Lezama et al. 2022, arXiv 2209.04439 (critic);
 Hayakawa et al. 2025, arXiv 2510.04525 (moment, which chooses first and then samples). Giving tokens back
-(`revise`): Wang et al. 2025, "Remasking discrete diffusion models", arXiv 2503.00307, with fixed counts.
+(`revise`): Wang et al. 2025, "Remasking discrete diffusion models", arXiv 2503.00307, with fixed counts, capped.
 
 Shapes: b images, h w tokens, n = h * w, v codes, m tokens drawn in a step.
 """
@@ -29,7 +29,8 @@ class Step(NamedTuple):
     """After one step: complete codes, scores (higher = more certain) and which tokens will be masked again.
 
     Each (b, h, w). `codes` holds no MASK: a token that is masked again shows what was predicted there. `scores` are
-    log-probabilities of the codes when they were drawn (0 for given ones); in the order `critic`, the critic's.
+    log-probabilities of the codes when they were drawn (0 for given ones); in the order `critic`, the critic's. NaN
+    wherever a prediction was not finite, in this step or an earlier one.
     """
 
     codes: torch.Tensor
@@ -79,8 +80,9 @@ def make_plan(unknown: torch.Tensor, sampler: Sampler, device: torch.device | st
     unknown = unknown.cpu().long()
     after = masked_counts(unknown, sampler.steps, sampler.schedule, sampler.counts).T  # (steps, b)
     before = torch.cat((unknown[None], after[:-1]))
-    # Tokens drawn so far of which a share is given back; a finished image is left as it is.
-    returned = (sampler.revise * (unknown - before)).round().long() * (before > 0)
+    # Of the tokens drawn so far a share is given back, but no more than stay masked after the step: ReMDM's limit on
+    # it, sigma <= (1 - alpha_s) / alpha_t. So the last step gives nothing back, and a finished image is left as it is.
+    returned = (sampler.revise * (unknown - before)).round().long().minimum(after)
     masked = before + returned
     return Plan(
         returned.to(device),
@@ -146,16 +148,22 @@ def sample_steps(
     Args:
         complete: show in each step what is predicted for the tokens that stay masked; without it they stay MASK,
             which saves work and changes no result.
-        plan, first: of these very codes, from `make_plan` and `first_features`, where they are at hand.
+        plan, first: of these very codes, from `make_plan` and `first_features`, where they are at hand. With a plan
+            the loop waits for nothing on the device, so whoever gives one calls `check_finite` on the last scores.
+
+    Raises:
+        ValueError: before the last step is shown, if the model's predictions were not finite in any.
     """
     b, h, w = codes.shape
     if not b:
         return
     given = codes != model.mask_id
+    waits = plan is None
     plan = plan or make_plan((~given).sum((1, 2)), sampler, codes.device)
     noise = Noise(seeds.to(codes.device), (h, w))
     prepared = model.prepare(condition, b)
     scores, memory = torch.zeros(b, h, w, device=codes.device), None
+    broken = torch.zeros_like(given)
 
     for i in range(sampler.steps):
         if not plan.most_masked[i]:
@@ -181,12 +189,14 @@ def sample_steps(
             wanted, most = masked & ~left, plan.most_revealed[i]
         drawn = draw_at(model, features, wanted, most, noise, sampler, i, count)
         filled, scores = torch.where(wanted, drawn.codes, codes), torch.where(wanted, drawn.logs, scores)
+        broken = broken | (wanted & ~drawn.logs.isfinite())
 
         # 4. Mask the least certain ones. Without a critic a token once kept stays kept.
         if sampler.order not in PATHS:
             ranking, kept = drawn.moments if sampler.order == "moment" else scores, ~masked
             if sampler.order == "critic" and (complete or not last):
                 ranking = scores = -model.critic_logits(filled, prepared).float()
+                broken = broken | ~scores.isfinite()
                 kept = given if sampler.critic_revises else kept
             left = mask_lowest((ranking + _choice_noise(sampler, i, noise)).masked_fill(kept, torch.inf), count)
         codes = filled.masked_fill(left, model.mask_id)
@@ -194,6 +204,9 @@ def sample_steps(
         if complete and sampler.order in PATHS and not last:
             rest = draw_at(model, features, left, plan.most_masked[i], noise, sampler, i, count)
             filled, scores = torch.where(left, rest.codes, filled), torch.where(left, rest.logs, scores)
+        scores = scores.masked_fill(broken, torch.nan)
+        if last and waits:
+            check_finite(scores, features.dtype)
         yield Step(filled if complete else codes, scores, left)
 
 
@@ -203,16 +216,32 @@ def sample(
     condition: Any,
     sampler: Sampler,
     seeds: torch.Tensor,
-    *,
-    plan: Plan | None = None,
 ) -> torch.Tensor:
-    """Run `sample_steps` to its end: codes (b, h, w), some MASK -> complete codes (b, h, w)."""
+    """Run `sample_steps` to its end: codes (b, h, w), some MASK -> complete codes (b, h, w).
+
+    Raises:
+        ValueError: the model's predictions are not finite.
+    """
     first = None
-    if plan is None and len(codes) and bool((codes == model.mask_id).all()):
+    if len(codes) and bool((codes == model.mask_id).all()):
         first = first_features(model, condition, sampler, codes)
-    for step in sample_steps(model, codes, condition, sampler, seeds, complete=False, plan=plan, first=first):
+    for step in sample_steps(model, codes, condition, sampler, seeds, complete=False, first=first):
         codes = step.codes
     return codes
+
+
+def check_finite(scores: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse what was drawn from predictions that are not finite, by the `scores` (b, h, w) of the last Step.
+
+    Raises:
+        ValueError: they are not, computed in `dtype`.
+    """
+    if not bool(scores.isfinite().all()):
+        plain = dtype == torch.float32
+        raise ValueError(
+            f"the model's predictions are not finite in {'fp32' if plain else 'bf16'}: "
+            + ("it has to be trained again" if plain else "try dtype `fp32`, or train it again")
+        )
 
 
 class Noise(NamedTuple):
@@ -248,32 +277,36 @@ def draw_at(
     """Run the head and draw a code where `at` (b, h, w) is True, at most at `most` places of an image.
 
     `logs` are the model's own log-probabilities, before temperature and filters, so that a cold draw does not make
-    every token look certain. `moments` are log sum_v p(v)^beta, with beta = 1 + 1 / choice temperature, and in the
-    order `moment` codes are drawn from p^beta: what confidence with that noise amounts to, with the choice of places
-    made first. Where a step reveals all that is left there is no choice, and beta is 1.
+    every token look certain.
+
+    In the order `moment` the places are chosen first, by `moments`, and codes are drawn for them: what confidence
+    amounts to. With noise of size a on the scores log p(v) of codes drawn from q, which is p after temperature and
+    filters, a place is kept with a probability proportional to p(v)^(1/a). So place and code together have one
+    proportional to q(v) p(v)^(1/a): the code is drawn from that, and the place's moment is log sum_v q(v) p(v)^(1/a).
+    Where a step reveals all that is left there is no choice, and codes are drawn from q.
     """
     b, h, w = at.shape
     flat, u = rearrange(at, "b h w -> b (h w)"), rearrange(noise.uniform(i, DRAW), "b h w -> b (h w)")
     features = rearrange(features, "b h w d -> b (h w) d")
     places = flat.byte().argsort(dim=1, descending=True, stable=True)[:, :most]  # (b, m); the rest is not `at`
-    power = torch.ones(b, 1, 1, device=at.device)
-    if sampler.order == "moment":
-        beta = 1 + 1 / max(sampler.choice_at(i), 0.01)
-        power = torch.where(after[:, None, None] > 0, beta, power)
+    chooses = after[:, None, None] > 0
 
     parts: list[tuple[torch.Tensor, ...]] = []
     for part in places.split(max(1, LARGEST // (b * model.mask_id)), dim=1):
         logits = model.to_logits(features.take_along_dim(part[..., None], dim=1))  # (b, m, v)
-        sharp = logits
-        if sampler.temperature_at(i) != 1 or sampler.order == "moment":
-            sharp = logits * (power / sampler.temperature_at(i))
-        probs = filtered(sharp, sampler).softmax(-1)
-        codes = draw_codes(probs, u.gather(1, part))
         normaliser = logits.logsumexp(-1)
-        logs = logits.gather(-1, codes[..., None])[..., 0] - normaliser
-        moments = logs
+        sharp = logits
+        if sampler.temperature_at(i) != 1:
+            sharp = logits / sampler.temperature_at(i)
+        sharp = filtered(sharp, sampler)
+        moments = None
         if sampler.order == "moment":
-            moments = (logits * power).logsumexp(-1) - power[..., 0] * normaliser
+            chosen = (logits - normaliser[..., None]) / max(sampler.choice_at(i), 0.01)
+            sharp = sharp.log_softmax(-1) + torch.where(chooses, chosen, 0.0)
+            moments = sharp.logsumexp(-1)
+        codes = draw_codes(sharp.softmax(-1), u.gather(1, part))
+        logs = logits.gather(-1, codes[..., None])[..., 0] - normaliser
+        moments = logs if moments is None else moments
         parts.append((codes, logs, moments))
 
     def spread(values: list[torch.Tensor]) -> torch.Tensor:
@@ -288,19 +321,21 @@ def draw_at(
 def draw_codes(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Inverse-CDF draw: probs (..., v) fp32 and uniforms (...) on (0, 1) -> codes (...), none of probability 0.
 
-    Never MASK either, not even from NaN; `Pipeline` then says what is wrong.
+    Never MASK either, not even from NaN; `check_finite` then says what is wrong.
     """
     cdf = probs.cumsum(-1)
     return torch.searchsorted(cdf, (u * cdf[..., -1])[..., None])[..., 0].clamp(max=probs.shape[-1] - 1)
 
 
 def filtered(logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
-    """Logits (..., v) with those outside top_k and top_p at -inf."""
+    """Logits (..., v) with those outside top_k and top_p at -inf; of equal ones the lowest codes are kept."""
     if 0 < sampler.top_k < logits.shape[-1]:
         least = logits.topk(sampler.top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        above, equal = logits > least, logits == least
+        wanted = sampler.top_k - above.sum(-1, keepdim=True)
+        logits = logits.masked_fill(~above & ~(equal & (equal.cumsum(-1) <= wanted)), -torch.inf)
     if sampler.top_p < 1:
-        ordered = logits.sort(dim=-1, descending=True)
+        ordered = logits.sort(dim=-1, descending=True, stable=True)
         probs = ordered.values.softmax(-1)
         outside = probs.cumsum(-1) - probs >= sampler.top_p  # the first one always stays
         logits = logits.masked_fill(outside.gather(-1, ordered.indices.argsort(-1)), -torch.inf)

@@ -75,8 +75,8 @@ class Oracle(nn.Module):
 
 def test_the_signature_is_the_one_that_is_documented():
     names = list(inspect.signature(MaskGit.forward).parameters)
-    assert names[:6] == ["self", "codes", "condition", "fixed", "only_train_generator", "only_train_critic"]
-    assert names[6:] == ["generator_sample_temperature", "generator", "extras"]
+    assert names[:6] == ["self", "codes", "condition", "others", "fixed", "only_train_generator"]
+    assert names[6:] == ["only_train_critic", "generator_sample_temperature", "generator", "extras"]
     assert Losses._fields == ("loss", "generator_loss", "critic_loss")
 
 
@@ -191,6 +191,29 @@ def test_arguments_that_the_network_does_not_take_are_refused():
             call()
     with pytest.raises(ValueError, match="unknown arguments context, mask"):
         model.generate(2, context=1, mask=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        (lambda model: MaskGit(model.net, 12), "`MaskGit` takes its options by name: write `mask_id=12`"),
+        (lambda model: MaskGit(model.net, None, 18), "write `mask_id=..., steps=18`"),
+        (lambda model: model(random_codes(2), True), "`MaskGit.forward` .* write `only_train_generator=True`"),
+        (lambda model: model(random_codes(2), None, False), "write `only_train_generator=False`"),
+        (
+            lambda model: model(random_codes(2), False, True, 0.5),
+            "only_train_critic=True, generator_sample_temp.*=0.5`",
+        ),
+        (lambda model: model.generate(2, 0.9), "`MaskGit.generate` .* write `start_temperature=0.9`"),
+        (lambda model: model.generate(2, 1, 0.7, 2.0), "start_temperature=1, filter_thres=0.7, noise_level_scale=2.0`"),
+        (lambda model: model.generate(2, "cat"), r"condition of `MaskGit.generate` must be .*, got a str"),
+        (lambda model: model(random_codes(2), [[1, 2]]), r"condition of `MaskGit.forward` must be .*, got a list"),
+    ],
+)
+def test_options_in_the_order_of_x_transformers_are_refused_with_their_names(call, meant):
+    """`model(codes, True)` trained the critic too, and `generate(8, 0.9)` drew at temperature 1, without a word."""
+    with pytest.raises(TypeError, match=meant):
+        call(_model("self"))
 
 
 def test_mask_has_the_number_after_the_last_code():
@@ -474,6 +497,22 @@ class Doubtful(nn.Module):
     def forward(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         self.seen = codes.clone()
         return torch.full(codes.shape, self.logit)
+
+
+@pytest.mark.parametrize("options", [{"no_replace_prob": 0.5}, {"random_token_prob": 0.5}])
+@pytest.mark.parametrize("critic", CRITICS[1:])
+def test_what_the_critic_alone_judges_is_drawn_without_a_sight_of_the_truth(critic, options, watch):
+    """The generator's own training may show it some masked codes: its draws there were right far too often."""
+    model = _model(critic, **options)
+    watched = watch(model)
+    first = []
+    model.net.trunk.register_forward_pre_hook(lambda _, args: first.append(args[0].clone()))
+    codes = random_codes(8)
+    model(codes, generator=_generator(), only_train_critic=True)
+    assert torch.equal(first[0], codes.masked_fill(watched.masked, 12))
+    first.clear()
+    model(codes, generator=_generator())
+    assert not torch.equal(first[0], codes.masked_fill(watched.masked, 12))
 
 
 @pytest.mark.parametrize("target", ["wrong", "sampled"])
@@ -823,6 +862,33 @@ def test_a_model_without_a_critic_says_so():
         _model().generate(1, sampler=Sampler(order="critic"))
 
 
+# ----------------------------------------------------------------------------- under autocast
+
+
+@pytest.mark.parametrize("before", [lambda model, codes: None, lambda model, codes: model.elbo(codes, draws=1)])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_every_matrix_is_trained_under_autocast_after_a_look_without_gradient(critic, before):
+    """Up to torch 2.10 autocast kept the copies of the first look's weights, so no output matrix was ever trained."""
+    model = _model(critic, NETWORK, self_cond=True, self_cond_train_prob=1.0, condition_drop=0.0).train()
+    codes, labels = random_codes(4, NETWORK), torch.tensor([[0, 1]] * 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        before(model, codes)
+        loss = model(codes, labels, generator=_generator()).loss
+    loss.backward()
+    matrices = {name: p.grad for name, p in model.named_parameters() if p.ndim == 2}
+    assert any(name.endswith("to_out.weight") for name in matrices)
+    assert [name for name, gradient in matrices.items() if gradient is None or not gradient.any()] == []
+
+
+@pytest.mark.parametrize("look", [lambda m, c: m.elbo(c, draws=1), lambda m, c: m.generate(1, steps=1)])
+def test_a_look_without_gradient_leaves_nothing_in_autocasts_cache(look, monkeypatch):
+    """What the test above asks, for a torch that keeps no such copies."""
+    cleared = []
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: cleared.append(torch.is_grad_enabled()))
+    look(_model(self_cond=True), random_codes(2))
+    assert cleared and cleared[-1]
+
+
 # ----------------------------------------------------------------------------- generating, as its arguments say
 
 
@@ -847,6 +913,8 @@ def test_one_grid_comes_without_a_batch_axis_if_none_was_asked_for(given, expect
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"batch_size": -2, "codes": torch.full((2, 4, 4), 12)}, "batch_size must be 1 or more, got -2"),
         ({"codes": torch.full((2, 4, 4), 12), "batch_size": 3}, "batch_size is 3, but there are 2 grids to complete"),
         ({"codes": torch.full((2, 4, 5), 12)}, r"expected grids of \(4, 4\) codes to complete, got \(2, 4, 5\)"),
         ({"codes": torch.full((2, 8), 12)}, r"expected grids of \(4, 4\) codes to complete, got \(2, 8\)"),

@@ -1,6 +1,7 @@
 """What every training loop relies on: a budget, an order of pictures, averaged weights, checkpoints, a clean stop."""
 
 import json
+import math
 import os
 import signal
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from maskimg.training.order import Balanced
 from maskimg.training.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
 from vqgan.files import ModelError
 
@@ -103,6 +105,47 @@ def test_each_picture_comes_once_an_epoch_in_another_order_each_time(count, batc
 def test_the_order_follows_from_seed_and_step():
     assert torch.equal(batch_indices(1, 7, 30, 8), batch_indices(1, 7, 30, 8))
     assert batch_indices(1, 7, 30, 8).dtype == torch.int64
+
+
+SKEWED = torch.tensor([0] * 300 + [1] * 75 + [3] * 12 + [4] * 3)[
+    torch.randperm(390, generator=torch.Generator().manual_seed(5))
+]
+
+
+@pytest.mark.parametrize("balance", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("batch_size", [7, 64, 1000])
+def test_rare_classes_have_their_share_of_every_epoch_and_no_picture_comes_again_before_its_class_is_through(
+    balance, batch_size
+):
+    """Drawn with replacement, an epoch at a balance of one half showed 61 % of the pictures."""
+    order = Balanced(SKEWED, balance, seed=3)
+    seen = torch.cat([order(step, batch_size) for step in range(-(-4 * 390 // batch_size))])[: 4 * 390]
+    sizes = SKEWED.bincount()
+    weights = torch.where(sizes > 0, sizes.double() ** (1 - balance), 0.0)
+    for epoch in seen.split(390):
+        shares = SKEWED[epoch].bincount(minlength=5) / 390
+        assert (shares - weights / weights.sum()).abs().max() < 1 / 390
+    first = SKEWED[seen[:390]].bincount(minlength=5)
+    assert len(seen[:390].unique()) == first.minimum(sizes).sum()
+    for c in sizes.nonzero()[:, 0].tolist():
+        mine = seen[SKEWED[seen] == c]
+        for once_through in mine.split(int(sizes[c])):
+            assert len(once_through.unique()) == len(once_through)
+    assert not torch.equal(seen[:390], seen[390:780])
+    assert not torch.equal(Balanced(SKEWED, balance, seed=4)(0, 390), seen[:390])
+
+
+def test_a_balanced_order_follows_from_seed_and_step_whatever_was_asked_before():
+    order, again = Balanced(SKEWED, 0.5, seed=1), Balanced(SKEWED, 0.5, seed=1)
+    forwards = [order(step, 50) for step in range(20)]
+    assert all(torch.equal(again(step, 50), forwards[step]) for step in reversed(range(20)))
+    assert forwards[0].dtype == torch.int64
+
+
+@pytest.mark.parametrize("balance", [-0.1, 1.1, math.nan])
+def test_a_balance_out_of_range_is_refused(balance):
+    with pytest.raises(ValueError, match=f"balance must be between 0 and 1, got {balance}"):
+        Balanced(SKEWED, balance, seed=0)
 
 
 def test_every_step_has_random_numbers_of_its_own():

@@ -21,6 +21,7 @@ from maskimg.sampler import GUIDANCE_SCHEDULES, ORDERS, PATHS, Sampler, describe
 from maskimg.sampling import (
     CHOICE,
     Step,
+    check_finite,
     draw_codes,
     filtered,
     first_features,
@@ -403,7 +404,8 @@ def test_a_small_hole_is_filled_as_evenly_as_a_whole_grid():
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_tokens_given_back_are_drawn_again(order):
-    """In each step so many of the tokens drawn so far: a share `revise`, rounded, any of them, none of those given."""
+    """In each step a share `revise` of the tokens drawn so far, rounded, any of them, none of those given; but no more
+    than will be masked after it (ReMDM's cap), so nothing is given back to be drawn at once with all the rest."""
     sampler = Sampler(order=order, steps=8, revise=0.4, schedule="linear", choice_temperature=4.0)
     model, codes = FakeModel(), _hole(*[16, 12] * 8)
     steps = list(sample_steps(model, codes, None, sampler, torch.arange(16)))
@@ -411,11 +413,12 @@ def test_tokens_given_back_are_drawn_again(order):
     for i in range(1, 8):
         back = (model.seen[i] == 12) & ~steps[i - 1].masked
         drawn = (codes == 12).sum((1, 2)) - steps[i - 1].masked.sum((1, 2))
-        assert back.sum((1, 2)).tolist() == (0.4 * drawn).round().long().tolist()
+        left = steps[i].masked.sum((1, 2))
+        assert back.sum((1, 2)).tolist() == (0.4 * drawn).round().long().minimum(left).tolist()
         redrawn |= back
         changed += int((steps[i].codes != steps[i - 1].codes)[back].sum())
     assert torch.equal(redrawn.any(0), torch.ones(4, 4, dtype=torch.bool))
-    assert changed > 100  # of the 16 * (1 + 2 + 2 + 3 + 4 + 5) or so that were given back
+    assert changed > 60  # of the 16 * (1 + 2 + 2 + 3 + 3 + 2) or so that were given back
 
 
 def test_in_random_order_tokens_given_back_are_revealed_as_soon_as_any_other():
@@ -431,6 +434,18 @@ def test_in_random_order_tokens_given_back_are_revealed_as_soon_as_any_other():
     assert abs((back & ~second.masked).sum() / back.sum() - 2 / 3) < 6 * 0.0053
 
 
+@pytest.mark.parametrize("steps", [3, 4])
+def test_giving_back_much_does_not_end_in_drawing_it_all_at_once(steps):
+    """Without ReMDM's cap the last step drew 3 of 4 tokens apart: total variation 0.32 and 0.31 from the exact joint.
+
+    With it 0.19 and 0.10, of which 0.04 is the noise of 8,000 images in 81 states; the seeds are fixed.
+    """
+    model, sampler = JointModel(), Sampler(order="random", schedule="linear", steps=steps, revise=0.6)
+    done = sample(model, _masked(8000, 1, 4, 3), None, sampler, torch.arange(8000))
+    shares = (done[:, 0] @ torch.tensor([27, 9, 3, 1])).bincount(minlength=81) / 8000
+    assert (shares - model.joint).abs().sum() / 2 < (0.22 if steps == 3 else 0.13)
+
+
 def test_without_revise_no_token_is_given_back():
     model = FakeModel()
     steps = list(sample_steps(model, _masked(2, 4, 4), None, Sampler(steps=6), torch.arange(2)))
@@ -439,10 +454,10 @@ def test_without_revise_no_token_is_given_back():
 
 def test_a_plan_knows_the_counts_of_every_step_beforehand():
     plan = make_plan(torch.tensor([16, 8, 0]), Sampler(schedule="linear", steps=4, revise=0.25))
-    assert plan.returned.tolist() == [[0, 0, 0], [1, 0, 0], [2, 1, 0], [3, 2, 0]]  # halves to even: 0.5 is 0, 1.5 is 2
+    assert plan.returned.tolist() == [[0, 0, 0], [1, 0, 0], [2, 1, 0], [0, 0, 0]]  # halves to even: 0.5 is 0
     assert plan.after.tolist() == [[12, 6, 0], [8, 4, 0], [4, 2, 0], [0, 0, 0]]
-    assert plan.most_masked == [16, 13, 10, 7]
-    assert plan.most_revealed == [4, 5, 6, 7]
+    assert plan.most_masked == [16, 13, 10, 4]
+    assert plan.most_revealed == [4, 5, 6, 4]
 
 
 # ----------------------------------------------------------------------------- which tokens are kept first
@@ -578,13 +593,56 @@ def test_moment_draws_the_chosen_tokens_from_a_power_of_the_probabilities_and_th
 
 
 def test_moment_draws_colder_at_a_lower_token_temperature():
-    """p^(beta / temperature); the same numbers as above."""
+    """By q p^(1 / choice temperature), q = p^(1 / temperature); it was p^(beta / temperature), the choice too cold.
+
+    The same numbers as above.
+    """
     probs = torch.tensor([0.4, 0.3, 0.2, 0.1])
     sampler = Sampler(order="moment", counts=(8, 8), choice_temperature=(1.0,), token_temperature=0.5)
     steps = sample_steps(ConstantModel(probs.tolist()), _masked(2000, 4, 4, 4), None, sampler, torch.arange(2000))
     first, last = list(steps)
-    assert _chi_square(first.codes[~first.masked], probs**4) < 31
+    assert _chi_square(first.codes[~first.masked], probs**3) < 31
     assert _chi_square(last.codes[first.masked], probs**2) < 31
+
+
+@pytest.mark.parametrize("choice", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"token_temperature": 0.5},
+        {"token_temperature": 2.0},
+        {"top_k": 2},
+        {"top_p": 0.7},
+        {"token_temperature": 0.5, "top_k": 3, "top_p": 0.8},
+    ],
+)
+def test_moment_keeps_places_and_codes_as_confidence_does_whatever_the_temperature_and_filters(options, choice):
+    """One of 64 places is kept, of four kinds: the shares of kind and code, against every case of confidence's law.
+
+    Confidence keeps place and code in proportion to q(v) p(v)^(1/a), up to what the other 63 draws happen to be. It
+    was so for moment at temperature 1 without filters only. 4,000 images each, 15 degrees of freedom: chi-square below
+    53 but for one case in 10^5 (the seeds are fixed), and total variation to confidence's own draws below 0.06.
+    """
+    logs = torch.tensor([[2.0, 1.0, 0.5, 0.0], [1.0, 0.9, 0.8, 0.0], [3.0, 0.0, 0.0, -1.0], [0.5, 0.4, -0.5, 0.3]])
+    model = ConstantModel([0.25] * 4)
+    model.logits = lambda codes, condition=None: logs.repeat(16, 1).expand(len(codes), 1, 64, 4)
+    sampler = Sampler(counts=(1, 63), choice_temperature=(choice,), **options)
+    p, q = logs.softmax(-1), filtered(logs / sampler.temperature_at(0), sampler).softmax(-1)
+    law = (q * p ** (1 / choice)).flatten()
+
+    found = {}
+    for order in ("moment", "confidence"):
+        steps = sample_steps(
+            model, _masked(4000, 1, 64, 4), None, dataclasses.replace(sampler, order=order), torch.arange(4000)
+        )
+        first = next(steps)
+        place = (~first.masked[:, 0]).nonzero()[:, 1]
+        found[order] = (place % 4) * 4 + first.codes[torch.arange(4000), 0, place]
+    seen = law > 0
+    assert seen[found["moment"]].all()
+    assert _chi_square(seen.cumsum(0)[found["moment"]] - 1, law[seen]) < 53
+    shares = [codes.bincount(minlength=16) / 4000 for codes in found.values()]
+    assert (shares[0] - shares[1]).abs().sum() / 2 < 0.06
 
 
 @pytest.mark.parametrize("choice", [0.5, 2.0])
@@ -714,6 +772,23 @@ def test_filtering_keeps_the_logits_of_what_may_be_drawn():
     assert torch.equal(filtered(logits, Sampler()), logits)
 
 
+@pytest.mark.parametrize("k", [1, 2, 5, 7])
+def test_so_many_codes_are_kept_as_asked_whatever_ties_the_lowest_first(k):
+    """`top_k=1` kept every code that was as probable as the best, so `greedy` drawing was by chance there."""
+    logits = torch.tensor([[2.0, 3.0, 2.0, 3.0, 2.0, 3.0, -1.0, 2.0], [0.0] * 8, [5.0] + [-torch.inf] * 7])
+    kept = filtered(logits, Sampler(top_k=k))
+    best = logits.argsort(dim=-1, descending=True, stable=True)[:, :k].sort(-1).values
+    assert torch.equal(kept.gather(-1, best), logits.gather(-1, best))
+    assert torch.isinf(kept.scatter(-1, best, -torch.inf)).all()
+    if k == 1:
+        assert torch.equal(kept.argmax(-1), logits.argmax(-1))
+
+
+def test_of_equally_probable_codes_the_lowest_hold_the_probability_asked_for():
+    kept = filtered(torch.zeros(3, 200), Sampler(top_p=0.0975))
+    assert torch.equal(kept.isfinite(), (torch.arange(200) < 20).expand(3, -1))
+
+
 # ----------------------------------------------------------------------------- known distributions
 
 
@@ -822,7 +897,8 @@ def test_a_plan_and_a_first_step_at_hand_change_no_image():
     model, codes, sampler = FakeModel(), _masked(4, 4, 4), Sampler(steps=4)
     expected = sample(FakeModel(), codes, None, sampler, torch.arange(4))
     plan, first = make_plan(torch.full((4,), 16), sampler), first_features(model, None, sampler, codes)
-    assert torch.equal(sample(FakeModel(), codes, None, sampler, torch.arange(4), plan=plan), expected)
+    *_, last = sample_steps(FakeModel(), codes, None, sampler, torch.arange(4), plan=plan)
+    assert torch.equal(last.codes, expected)
     *_, last = sample_steps(model, codes, None, sampler, torch.arange(4), plan=plan, first=first)
     assert torch.equal(last.codes, expected)
     assert len(model.seen) == 4
@@ -1126,6 +1202,68 @@ def test_presets_are_the_recipe_at_other_costs(has_critic):
 
 def test_not_even_nan_draws_mask():
     assert draw_codes(torch.full((3, 5), torch.nan), torch.tensor([0.1, 0.5, 0.9])).max() < 5
+
+
+class BrokenModel(FakeModel):
+    """Gives NaN for one of several images, in one step; or its critic does."""
+
+    def __init__(self, step: int, critic: bool = False):
+        super().__init__()
+        self.step, self.critic = step, critic
+
+    def logits(self, codes, condition=None):
+        logits = super().logits(codes, condition)
+        if len(self.seen) - 1 == self.step and not self.critic:
+            logits[-1] = torch.nan
+        return logits
+
+    def doubts(self, codes):
+        doubts = super().doubts(codes)
+        if len(self.judged) - 1 == self.step and self.critic:
+            doubts[-1, 0, 0] = torch.nan
+        return doubts
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("hole", [16, 3])
+@pytest.mark.parametrize("step", [0, 1, 2])
+@pytest.mark.parametrize("order", [*ORDERS, "its critic"])
+def test_no_grid_is_finished_from_predictions_that_are_not_finite(order, step, hole, complete):
+    """A hole of fewer tokens than steps was filled with any codes without a word, and so was what a critic redraws."""
+    sampler = Sampler(order="critic" if order == "its critic" else order, steps=4)
+    codes = _hole(hole, hole)
+    last = min(hole, 4) - 1
+    if order == "its critic" and step >= last and not complete:
+        step = last - 1  # the critic is not asked about the last step
+    model = BrokenModel(step, critic=order == "its critic")
+    shown = []
+    with pytest.raises(ValueError, match="predictions are not finite in fp32: it has to be trained again"):
+        for each in sample_steps(model, codes, None, sampler, torch.arange(2), complete=complete):
+            shown.append(each)
+    assert len(shown) == last
+    if not complete:
+        with pytest.raises(ValueError, match="predictions are not finite"):
+            sample(BrokenModel(step, critic=model.critic), codes, None, sampler, torch.arange(2))
+
+
+def test_a_plan_at_hand_leaves_the_look_at_what_is_finite_to_the_caller():
+    """As a CUDA graph needs it, which cannot be refused while it is recorded."""
+    codes, sampler = _masked(2, 4, 4), Sampler(steps=4, order="critic")
+    plan = make_plan(torch.full((2,), 16), sampler)
+    *_, last = sample_steps(BrokenModel(1), codes, None, sampler, torch.arange(2), plan=plan, complete=False)
+    with pytest.raises(ValueError, match="not finite in bf16: try dtype `fp32`, or train it again"):
+        check_finite(last.scores, torch.bfloat16)
+    assert last.scores[0].isfinite().all()
+
+
+def test_a_real_network_that_has_diverged_draws_nothing():
+    model = MaskGit(tiny_net(NETWORK)).eval()
+    next(model.net.parameters()).data.fill_(torch.nan)
+    codes = _hole(2) % 64
+    codes[codes == 12] = 64
+    for start in (None, codes):
+        with pytest.raises(ValueError, match="predictions are not finite in fp32"):
+            model.generate(1, codes=start)
 
 
 @pytest.mark.parametrize("order", ["confidence", "halton"])

@@ -96,6 +96,19 @@ def test_codes_are_the_same_under_bf16(name):
         assert tokenizer.decode(expected).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", ["efsq", "vq", "simvq"])
+def test_a_tokenizer_in_another_number_format_encodes_and_decodes_in_fp32(name, dtype):
+    """torch's own error came instead: `Input type (float) and bias type (c10::BFloat16) should be the same`."""
+    small, images = _tokenizer(name).to(dtype), _images()
+    exact = _tokenizer(name).to(dtype).float()  # with the same rounded weights
+    codes = small.encode(images)
+    assert torch.equal(codes, exact.encode(images))
+    assert torch.equal(small.decode(codes), exact.decode(codes))
+    assert small.decode(codes).dtype == torch.float32
+    assert next(small.encoder.parameters()).dtype == dtype
+
+
 def test_sizes_that_do_not_divide_are_refused():
     for shape in ((30, 32), (32, 30), (2, 2)):
         with pytest.raises(ValueError, match=r"divisible by the stride 4, got \(\d+, \d+\)"):

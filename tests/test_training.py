@@ -18,6 +18,7 @@ from maskimg.metrics import code_usage, psnr
 from maskimg.pictures import Pictures
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
+from maskimg.training import generator as stage
 from maskimg.training.generator import GeneratorTraining, guessed_loss, held_out_loss, train_critic, train_generator
 from maskimg.training.logs import read_log
 from maskimg.training.run import Budget, Run
@@ -333,6 +334,53 @@ def test_a_critic_learns_from_the_generator_as_it_will_be_used(tmp_path):
         **ON_CPU,
     )  # fmt: skip
     assert modes == [{False}, {False}]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        (Sampler(token_temperature=0.7), {0.7}),
+        (Sampler(steps=3, token_temperature=(1.5, 1.0, 0.5)), {1.5, 1.0, 0.5}),
+        (Sampler(steps=1, token_temperature=(1.5, 0.5)), {1.5}),
+        (None, None),
+    ],
+)
+def test_a_critic_judges_what_is_drawn_at_the_temperature_of_the_recipe(tmp_path, monkeypatch, sampler, expected):
+    """It was trained at temperatures between 0 and 1, on codes that are plainer than those it will be asked about."""
+    used, inner = [], MaskGit._draws
+
+    def noted(self, features, masked, temperature, generator):
+        used.append(temperature)
+        return inner(self, features, masked, temperature, generator)
+
+    monkeypatch.setattr(MaskGit, "_draws", noted)
+    training = GeneratorTraining(batch_size=4, accumulation=2)
+    train_critic(
+        tiny_cache(), MaskGit(tiny_net(NETWORK)), NETWORK, training, Budget(steps=12), tmp_path / "run",
+        sampler=sampler, **ON_CPU,
+    )  # fmt: skip
+    assert used[::2] == used[1::2]  # the parts of a batch are drawn alike
+    if expected is None:
+        assert len(set(used)) == 12 and 0 <= min(used) < max(used) < 1
+    else:
+        assert set(used) == expected
+
+
+def test_a_critic_of_before_continues_and_one_for_another_temperature_is_refused(tmp_path, monkeypatch):
+    def trained(steps: int, sampler: Sampler) -> Run:
+        return train_critic(
+            tiny_cache(), MaskGit(tiny_net(NETWORK)), NETWORK, GeneratorTraining(batch_size=4), Budget(steps=steps),
+            tmp_path / "run", sampler=sampler, **ON_CPU,
+        )[1]  # fmt: skip
+
+    with monkeypatch.context() as before:
+        inner = stage._run
+        before.setattr(stage, "_run", lambda *arguments: inner(*arguments[:-1]))  # no temperature in its identity
+        trained(1, Sampler())
+    assert trained(2, Sampler()).step == 2
+    assert trained(3, Sampler(steps=30, guidance=2.0)).step == 3
+    with pytest.raises(ModelError, match=r"token_temperature 1.0, now 0.5: use the same settings to continue it"):
+        trained(4, Sampler(token_temperature=0.5))
 
 
 @pytest.mark.parametrize(

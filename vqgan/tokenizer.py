@@ -133,7 +133,7 @@ class Tokenizer(nn.Module):
         """Images (b, 3, H, W) in [-1, 1] -> codes (b, h, w) int64 in [0, vocab_size).
 
         Always in eval mode (in training mode a forward would move a VQ codebook, even without gradient) and in fp32
-        whatever the autocast (bf16 changes about 1 % of the codes).
+        whatever the autocast (bf16 changes about 1 % of the codes); weights of another format are taken in fp32, too.
 
         Raises:
             ValueError: the height or width is not divisible by the stride.
@@ -150,13 +150,13 @@ class Tokenizer(nn.Module):
         self.eval()
         try:
             with torch.autocast(images.device.type, enabled=False):
-                return self.quantizer(self.encoder(images.float()))[1]
+                return self.quantizer(_in_fp32(self.encoder, images.float()))[1]
         finally:
             self.train(was_training)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (b, h, w) int64 -> images (b, 3, H, W) float32 in [-1, 1].
+        """Codes (b, h, w) int64 -> images (b, 3, H, W) float32 in [-1, 1]; weights of another format are taken in fp32.
 
         Raises:
             ValueError: a code lies outside [0, vocab_size), such as one that is still masked.
@@ -170,7 +170,7 @@ class Tokenizer(nn.Module):
                 f"expected codes in [0, {self.vocab_size}), got {int(codes.min())} to {int(codes.max())}; "
                 "masked codes must be filled before they are decoded"
             )
-        return self.decoder(self.quantizer.lookup(codes)).float().clamp(-1, 1).contiguous()
+        return _in_fp32(self.decoder, self.quantizer.lookup(codes).float()).float().clamp(-1, 1).contiguous()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json, model.safetensors and manifest.json to `directory`, whole or not at all."""
@@ -225,6 +225,14 @@ class Tokenizer(nn.Module):
 def _shape(thing: object) -> str:
     """In a sentence: of a tensor its shape, of anything else what it is."""
     return str(tuple(thing.shape)) if isinstance(thing, torch.Tensor) else f"a `{type(thing).__name__}`"
+
+
+def _in_fp32(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`network(x)`, x in fp32, whatever format its weights are in; half-size ones are copied for it."""
+    tensors = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+    if all(tensor.dtype == torch.float32 for tensor in tensors.values()):
+        return network(x)
+    return torch.func.functional_call(network, {name: tensor.float() for name, tensor in tensors.items()}, (x,))
 
 
 def share_tokenizer(directory: Path, lender: Path) -> None:

@@ -9,6 +9,9 @@ from maskimg.training.ranks import whole
 class Ema:
     """Exponential moving average of a module's weights, with a ramp so that short runs profit too.
 
+    The ramp is the power-function average of exponent 8 (Karras et al. 2024, arXiv 2312.02696, section 3.1): weights
+    count in proportion to step^8, that is over the last tenth of what has been trained, until `decay` is reached.
+
     Buffers are copied: a codebook that moves by averages is one already, and averaged again its restarted codes would
     lie between where they were and where they are.
     """

@@ -404,7 +404,7 @@ def generator_stage(
         critic_config = dataclasses.replace(config, depth=critic_depth)
         _, run = train_critic(
             cache, generator, critic_config, plan.generator_training, plan.critic_budget, work / "critic",
-            track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
+            sampler=plan.recipe, track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
         )  # fmt: skip
         _require_finished(run)
     return Pipeline(

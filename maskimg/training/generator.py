@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from maskimg.recipe import write_png
 from maskimg.sampler import Sampler
 from maskimg.training import ranks
 from maskimg.training.early import Best
+from maskimg.training.order import Balanced
 from maskimg.training.ranges import MOST, require_ranges
 from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
 from maskimg.training.update import Update
@@ -42,10 +43,11 @@ class GeneratorTraining:
             enough to pay for it, else all with AdamW.
         weight_decay: of both.
         schedule: of mask ratios, such as `arccos` or `beta(12, 3)`.
-        condition_drop: probability of forgetting the labels, for guidance.
+        condition_drop: probability of forgetting each label field and sequence, for guidance.
         label_smoothing, loss_weight, visible_weight, no_replace_prob, random_token_prob, self_cond,
             self_cond_train_prob, self_token_critic, critic_loss_weight, critic_target: as in `MaskGit`.
-        balance: how far rare classes of the first label field are favoured, from 0 (not) to 1 (all alike).
+        balance: how far rare classes of the first label field are favoured, from 0 (not) to 1 (all alike); each
+            picture of a class is seen before any is seen again.
         ema_decay: of the averaged weights that are kept.
         seed: of weights, order and masks.
     """
@@ -195,6 +197,7 @@ def train_critic(
     budget: Budget,
     directory: str | Path,
     *,
+    sampler: Sampler | None = None,
     track: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -204,6 +207,10 @@ def train_critic(
     with other grids if `allow_data_change`.
 
     The generator is left as it is, but for its critic, which is the returned one.
+
+    Args:
+        sampler: how the finished model draws. What the critic judges is drawn at its token temperature, of a step at
+            random where it changes with the steps; if not given, at one between 0 and 1.
     """
     where = pick_device(device)
     number_format = pick_dtype(dtype, where)
@@ -219,7 +226,8 @@ def train_critic(
     optimizers = _optimizers(critic, config, training, muon=training.muon)
     ema = Ema(critic, training.ema_decay)
 
-    run = _run(directory, budget, "critic", config, training, cache, track, allow_data_change)
+    drawn_at = {"token_temperature": sampler.token_temperature if sampler else None}
+    run = _run(directory, budget, "critic", config, training, cache, track, allow_data_change, drawn_at)
     run.restore(model=critic, ema=ema, **optimizers)
     if budget.long:
         _compile(model, where, run)
@@ -236,7 +244,14 @@ def train_critic(
         def loss_of(places: torch.Tensor, batch=batch) -> torch.Tensor:
             codes, condition, chance = batch.part(places)
             with autocast(where, number_format):
-                return called(codes, condition, only_train_critic=True, generator=chance).loss
+                temperature = drawing_temperature(sampler, chance)
+                return called(
+                    codes,
+                    condition,
+                    only_train_critic=True,
+                    generator_sample_temperature=temperature,
+                    generator=chance,
+                ).loss
 
         loss = update(loss_of, training.batch_size, batch.chosen)
         ema.update(critic, step)
@@ -248,6 +263,13 @@ def train_critic(
     model.requires_grad_(True).eval()
     run.close()
     return averaged, run
+
+
+def drawing_temperature(sampler: Sampler | None, chance: Chance) -> float | None:
+    """The token temperature of one of a sampler's steps, all equally likely, the same for the whole batch."""
+    if sampler is None:
+        return None
+    return sampler.temperature_at(int(chance.of_step("temperature") * sampler.steps))
 
 
 @torch.no_grad()
@@ -365,18 +387,15 @@ class Batches:
 
     def __init__(self, train: CodeCache, training: GeneratorTraining, device: torch.device):
         self.train, self.training, self.device = train, training, device
-        self.balanced = bool(train.fields and training.balance)
-        if self.balanced:
-            first = train.labels[:, 0]
-            weights = first.bincount().clamp(min=1)[first].double() ** -training.balance
-            self.shares = weights.cumsum(0) / weights.sum()  # (n,), rising to 1
+        self.balanced = None
+        if train.fields and training.balance:
+            self.balanced = Balanced(train.labels[:, 0], training.balance, training.seed)
 
     def __call__(self, step: int) -> "Batch":
         chance = Chance(self.training.seed, step, self.training.batch_size)
         versions, count = self.train.codes.shape[:2]
         if self.balanced:
-            drawn = torch.searchsorted(self.shares, chance.rand("sample", dtype=torch.float64))
-            chosen = drawn.clamp(max=count - 1)
+            chosen = self.balanced(step, self.training.batch_size)
         else:
             chosen = batch_indices(self.training.seed, step, count, self.training.batch_size)
         return Batch(self, chosen, chance.randint("version", 0, versions), chance)
@@ -456,7 +475,9 @@ def _run(
     cache: CodeCache,
     track: str | None,
     allow_data_change: bool,
+    more: dict[str, Any] | None = None,
 ) -> Run:
+    """A Run whose identity is what follows, and `more`: an older run without that is taken to have had the same."""
     return Run(
         directory,
         budget,
@@ -465,8 +486,9 @@ def _run(
             describe: dataclasses.asdict(config),
             "training": identity_of(training),
             "data": data_identity(cache.fingerprint, cache.held_out, cache.fields),
+            **(more or {}),
         },
-        defaults={"training": identity_of(GeneratorTraining()), describe: {"sources": []}},
+        defaults={"training": identity_of(GeneratorTraining()), describe: {"sources": []}, **(more or {})},
         batch_size=training.batch_size,
         track=track,
         allow_data_change=allow_data_change,
