@@ -128,9 +128,13 @@ const maskimg = window.maskimg = {
 </script>""".replace("STOPPED.", f"{STOPPED!r}.")
 
 
-def letter_box() -> gr.JSON:
-    """Where letters arrive. It is not drawn, so that Gradio says of each one that it came, however fast they come."""
-    return gr.JSON(visible=False)
+def letter_box() -> gr.HTML:
+    """Where letters arrive, and where the page keeps what goes with a question.
+
+    It is not drawn, so that Gradio says of each letter that it came, however fast they come. It may hold anything, and
+    the addresses of files in it are set, which those in a `gr.JSON` are not.
+    """
+    return gr.HTML(visible=False)
 
 
 def asking(name: str) -> str:

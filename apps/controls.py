@@ -215,7 +215,7 @@ class Stage:
     gallery: gr.Gallery
     animation: gr.Button
     sends: dict[str, gr.Button]
-    box: gr.JSON
+    box: gr.HTML
     reels: gr.State
 
 
