@@ -7,7 +7,7 @@ shows them. A letter is refused where something newer stands. The rules:
 - A run's letters are refused once a newer run was pressed, or Stop. Its end has a number too, counted when it arrives.
 - A preview waits while a run is under way, and is refused if it was asked for before that run's end, or if a newer
   one is shown.
-- Of all else only the answer to the newest question is taken.
+- Of all else only the answer to the newest question is taken, and in Train each that is newer than what is shown.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,11 +37,12 @@ const maskimg = window.maskimg = {
   },
 
   ask(name) { return this.place(name).asked = ++this.now; },
-  answers(name, letter) { return !!letter && letter.answers === this.place(name).asked; },
 
   // All but runs and previews. `letter.place` is a tab that the answer changes: not if it has been used since.
-  receive(name, letter) {
-    if (!this.answers(name, letter)) return [];
+  receive(name, newest, letter) {
+    const place = this.place(name);
+    if (!letter || letter.answers < (newest ? place.asked : place.shown)) return [];
+    place.shown = letter.answers;
     if (letter.place && this.place(letter.place).asked > letter.answers) return [];
     if (letter.press) setTimeout(() => document.getElementById(letter.press + "-go")?.click(), 300);
     return letter.values;
@@ -99,7 +100,7 @@ const maskimg = window.maskimg = {
 
   // A picture that another tab sent, unless this one has been used since.
   open(name, editor, letter) {
-    if (!this.answers(name, letter)) return [];
+    if (!letter || letter.answers < this.place(name).asked) return [];
     if (editor) this.strokes[editor] = letter.answers;
     return [...letter.values, {__type__: "update", selected: name}];
   },
@@ -185,9 +186,13 @@ def opening(name: str, editor: str = "") -> str:
     return f"(letter) => maskimg.open({name!r}, {editor!r}, letter)"
 
 
-def receiving(name: str) -> str:
-    """Of a letter to place `name`: what its values' components become."""
-    return f"(letter) => maskimg.receive({name!r}, letter)"
+def receiving(name: str, *, newest: bool = True) -> str:
+    """Of a letter to place `name`: what its values' components become.
+
+    Args:
+        newest: only the answer to the newest question; else each that answers a newer one than what is shown.
+    """
+    return f"(letter) => maskimg.receive({name!r}, {str(newest).lower()}, letter)"
 
 
 def update(**properties: Any) -> dict[str, Any]:
@@ -213,20 +218,26 @@ def reply(number: Any, make: Callable[[], list[Any]], otherwise: list[Any]) -> I
 
 
 def wire(
-    events: Sequence[Any], run: Callable, inputs: Sequence[Any], outputs: Sequence[Any], name: str, **options: Any
-) -> Any:
+    events: Sequence[Any],
+    run: Callable,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    name: str,
+    *,
+    newest: bool = True,
+    **options: Any,
+) -> None:
     """Each of `events` asks place `name`, and only the answer to the newest question reaches `outputs`.
 
     Args:
         run: the number and the values of `inputs` -> a letter with `values` for the outputs.
+        newest: as in `receiving`.
         options: of the event that runs it.
     """
     asked, box = letter_box(), letter_box()
     options = QUIET | {"trigger_mode": "multiple"} | options
-    asking_first = gr.on(list(events), None, None, asked, js=asking(name), **QUIET)
-    answered = asking_first.then(run, [asked, *inputs], box, **options)
-    box.change(None, box, list(outputs), js=receiving(name), **QUIET)
-    return answered
+    gr.on(list(events), None, None, asked, js=asking(name), **QUIET).then(run, [asked, *inputs], box, **options)
+    box.change(None, box, list(outputs), js=receiving(name, newest=newest), **QUIET)
 
 
 def wire_preview(

@@ -249,7 +249,9 @@ KEYS_AGAIN = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> runs the round
 
 
 # To the page of another model, with what the address asks for besides; once Gradio is through with this event.
-GO = """(address) => { setTimeout(() => window.location.assign(address + window.location.search), 100); }"""
+GO = (
+    """(address) => { if (address) setTimeout(() => window.location.assign(address + window.location.search), 100); }"""
+)
 
 
 def set_brush(name: str) -> str:

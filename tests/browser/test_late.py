@@ -5,8 +5,10 @@ end of a run. By default a few cases with delays of up to a second; with SLOW=1 
 """
 
 import asyncio
+import itertools
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +20,11 @@ from gradio.blocks import Blocks
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from starlette.middleware import Middleware
-from test_browser import FLAGS, is_ours, open_tab, paint
+from test_browser import FLAGS, fetch, is_ours, open_tab, paint
 from tiny import tiny_pipeline
 
-from maskimg_apps import demo, drawing
+from maskimg.recipe import read_recipe
+from maskimg_apps import answers, demo, drawing
 
 pytestmark = [
     pytest.mark.browser,
@@ -34,6 +37,37 @@ SLOW = bool(os.environ.get("SLOW"))
 LONGEST = 5.0 if SLOW else 1.0  # seconds of a delay
 PRESSES, STOPS = (100, 20) if SLOW else (10, 4)
 WAIT = 180_000  # milliseconds: the machine may do much else
+# Presses Stop, and says whether the run was done before.
+STOP = """(name) => {
+  const done = document.getElementById(name + "-status").innerText.includes("pictures in");
+  document.getElementById(name + "-stop").click();
+  return done;
+}"""
+# A stroke (1), a press (2), a stroke (3), then the letters as they arrive, and Stop after so many of them.
+PLAY = """([letters, stopped]) => {
+  maskimg.now = 0; maskimg.places = {}; maskimg.strokes = {};
+  const shown = {status: "ready", panel: "nothing", pictures: null};
+  const set = (names, values) => names.forEach((name, i) => { if (values[i] !== undefined) shown[name] = values[i]; });
+  const stop = () => set(["number", "status", "panel"], maskimg.stop("tab", shown.status));
+  maskimg.look("tab", "");
+  maskimg.send("tab", maskimg.press("tab", shown.panel));
+  maskimg.look("tab", "");
+  letters.forEach(([kind, number, what], i) => {
+    if (i === stopped) stop();
+    if (kind === "preview") {
+      const letter = {answers: number === "new" ? maskimg.look("tab", "") : number, panel: what};
+      if (what === "words") letter.beside = "words, ";
+      set(["panel"], maskimg.preview("tab", letter));
+    } else {
+      const done = what === 2, panel = done ? `replay ${number}` : `step ${number}.${what}`;
+      const letter = {answers: number, part: what, status: `run ${number}.${what}`, panel};
+      if (done) letter.pictures = `pictures ${number}`;
+      set(["status", "panel", "pictures"], maskimg.take("tab", letter));
+    }
+  });
+  if (letters.length === stopped) stop();
+  return shown;
+}"""
 DELAYED = ("/upload", "/queue/join", "/run/", "/cancel", "/reset")
 
 
@@ -156,6 +190,115 @@ def test_pictures_stay_however_late_the_previews_come(page, case, tmp_path):
     expect(page.locator(f"#{name}-status")).to_contain_text("4 pictures in")
     DELAYS.settle(page)
     check_finished(page, name)
+
+
+@pytest.mark.parametrize("case", range(STOPS))
+def test_a_run_that_is_stopped_stays_stopped_however_late_its_steps_come(page, case, tmp_path):
+    """Also where the press is still on its way to the server when Stop follows."""
+    name = ("inpaint", "vary")[case % 2]
+    open_picture(page, name, tmp_path, 1000 + case)
+    page.locator(f"#{name}-go").click()
+    page.wait_for_timeout(1000 * LONGEST * random.Random(case).random())
+    status = page.locator(f"#{name}-status")
+    done = page.evaluate(STOP, name)  # in one go, so that it is known whether the run was done just before
+    if not done:
+        expect(status).to_contain_text("stopped")
+    DELAYS.settle(page)
+    if done:
+        check_finished(page, name)
+    else:
+        assert "stopped" in status.inner_text() and "pictures in" not in status.inner_text()
+        assert page.locator(f"#{name}-gallery img").count() == 0
+
+
+def test_of_a_run_a_stroke_and_another_run_the_last_one_is_shown(page, tmp_path):
+    open_picture(page, "inpaint", tmp_path, 2000)
+    page.locator("#inpaint-go").click()
+    page.locator("#inpaint-stop").click()
+    page.get_by_label("number input for Grow").locator("visible=true").fill("0")
+    images = page.get_by_label("number input for Images").locator("visible=true")
+    images.fill("2")
+    images.press("Tab")
+    page.locator("#inpaint-go").click()
+    expect(page.locator("#inpaint-status")).to_contain_text("2 pictures in")
+    DELAYS.settle(page)
+    assert page.locator("#inpaint-gallery img").locator("visible=true").count() == 2
+    assert page.locator("#inpaint-panel .mk-replay").is_visible()
+
+
+def test_a_run_that_is_refused_leaves_the_pictures_of_the_one_before(page):
+    DELAYS.begin(3000)
+    page.locator("#generate-go").click()
+    expect(page.locator("#generate-status")).to_contain_text("4 pictures in")
+    expect(page.locator("#generate-gallery img")).to_have_count(4)
+    page.get_by_label("Random seed").first.uncheck()
+    seed = page.get_by_label("Seed", exact=True).first
+    seed.fill("0.5")
+    seed.fill("")
+    page.locator("#generate-go").click()
+    expect(page.locator(".toast-message-text").last).to_be_visible()
+    DELAYS.settle(page)
+    assert page.locator("#generate-gallery img").locator("visible=true").count() == 4
+    assert page.locator("#generate-panel .mk-replay").is_visible()
+
+
+def test_the_picture_that_is_chosen_is_the_one_that_is_sent(page, tmp_path):
+    """The choice used to be set back by a late answer, and the first picture was sent instead."""
+    page.locator("#generate-go").click()
+    expect(page.locator("#generate-gallery img")).to_have_count(4)
+    DELAYS.begin(4000)
+    page.locator("#generate-gallery button:has(img)").nth(2).click()
+    third = fetch(page, page.locator("#generate-gallery img").first, tmp_path / "shown.png")
+    page.locator("#generate-to-outpaint").click()
+    expect(page.locator("#outpaint-upload img")).to_be_visible()
+    sent = fetch(page, page.locator("#outpaint-upload img"), tmp_path / "sent.png")
+    assert read_recipe(sent) == read_recipe(third)
+
+
+# ----------------------------------------------------------------------------- the rules, in every order
+
+
+@pytest.fixture(scope="module")
+def rules(browser) -> Iterator[Page]:
+    """The page's script alone."""
+    page = browser.new_page()
+    page.add_script_tag(content=re.sub("</?script>", "", answers.SCRIPT))
+    yield page
+    page.close()
+
+
+def test_in_every_order_of_arrival_the_end_of_a_run_is_what_is_shown(rules):
+    """A preview asked for before the press, one while it ran, three letters of the run: all 120 orders."""
+    letters = [["preview", 1, "hole"], ["preview", 3, "hole"], *(["run", 2, part] for part in range(3))]
+    for order in itertools.permutations(letters):
+        shown = rules.evaluate(PLAY, [list(order), None])
+        assert (shown["status"], shown["panel"], shown["pictures"]) == ("run 2.2", "replay 2", "pictures 2"), order
+
+
+def test_in_every_order_of_arrival_a_stopped_run_stays_stopped(rules):
+    letters = [["preview", 1, "hole"], ["preview", 3, "hole"], *(["run", 2, part] for part in range(3))]
+    for order in itertools.permutations(letters):
+        for stopped_after in range(len(order) + 1):
+            before = [kind for kind in order[:stopped_after] if kind[0] == "run"]
+            shown = rules.evaluate(PLAY, [list(order), stopped_after])
+            if ["run", 2, 2] in before:
+                assert (shown["status"], shown["panel"]) == ("run 2.2", "replay 2"), (order, stopped_after)
+            else:
+                assert "stopped" in shown["status"] and shown["pictures"] is None, (order, stopped_after)
+                if before:
+                    assert shown["panel"].startswith("step 2."), (order, stopped_after)
+
+
+def test_a_preview_of_a_newer_stroke_replaces_a_finished_run(rules):
+    run = [["run", 2, part] for part in range(3)]
+    shown = rules.evaluate(PLAY, [[*run, ["preview", "new", "hole"], ["preview", 1, "late"]], None])
+    assert shown["panel"] == "hole" and shown["pictures"] == "pictures 2"
+
+
+def test_a_preview_that_is_only_words_stands_beside_the_pictures(rules):
+    run = [["run", 2, part] for part in range(3)]
+    shown = rules.evaluate(PLAY, [[*run, ["preview", "new", "words"]], None])
+    assert shown["panel"] == "words, replay 2"
 
 
 # ----------------------------------------------------------------------------- helpers
