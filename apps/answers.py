@@ -38,13 +38,15 @@ const maskimg = window.maskimg = {
 
   ask(name) { return this.place(name).asked = ++this.now; },
 
-  // All but runs and previews. `letter.place` is a tab that the answer changes: not if it has been used since.
+  // All but runs and previews. `letter.place` is a tab that the answer changes: not if it has been used since. `press`
+  // is a tab whose button is pressed next, and `go` the page that is opened, once Gradio is through with this event.
   receive(name, newest, letter) {
     const place = this.place(name);
     if (!letter || letter.answers < (newest ? place.asked : place.shown)) return [];
     place.shown = letter.answers;
     if (letter.place && this.place(letter.place).asked > letter.answers) return [];
     if (letter.press) setTimeout(() => document.getElementById(letter.press + "-go")?.click(), 300);
+    if (letter.go) setTimeout(() => window.location.assign(letter.go + window.location.search), 100);
     return letter.values;
   },
 
@@ -94,7 +96,7 @@ const maskimg = window.maskimg = {
     const begun = place.shown === number, step = begun && status.match(/step (\\d+)\\/(\\d+)/);
     const words = step ? `stopped at step ${step[1]} of ${step[2]}` : "stopped";
     if (begun) place.ended = place.stopped;
-    if (!begun || (place.result && place.before.endsWith(place.result.panel))) place.panel = place.before;
+    if (!begun || (place.result && place.before?.endsWith(place.result.panel))) place.panel = place.before;
     return [place.stopped, STOPPED.replace("WORDS", words), place.panel];
   },
 

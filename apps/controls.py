@@ -1,9 +1,10 @@
 """What every tab has: controls, buttons, a gallery, and how they are wired."""
 
+import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -272,16 +273,18 @@ def wire_replay(pipeline: Pipeline, stage: Stage, name: str) -> None:
     file = gr.DownloadButton(visible="hidden", elem_id=f"{name}-animation-file")
     of_shown = look.SHOWN.replace("NAME", name)
 
-    def show(number: Any, reels: dict[int, drawing.Reel]) -> dict[str, Any]:
+    def show(shown: dict[str, int], reels: dict[int, drawing.Reel]) -> dict[str, Any]:
         with kindly(), TURN:
-            frames = drawing.frames(pipeline, reels[number]) if number in reels else []
-            return {"answers": number, "frames": drawing.show_frames(frames, hatch=f"mk-hatch-{name}")}
+            reel = reels.get(shown["number"])
+            frames = drawing.frames(pipeline, reel) if reel else []
+            return shown | {"frames": drawing.show_frames(frames, hatch=f"mk-hatch-{name}")}
 
-    def save(number: Any, reels: dict[int, drawing.Reel]) -> str:
+    def save(shown: dict[str, int], reels: dict[int, drawing.Reel]) -> str:
         with kindly(), TURN:
-            if number not in reels:
+            reel = reels.get(shown["number"])
+            if reel is None:
                 raise ValueError("there is no picture yet: draw one first")
-            return drawing.save_animation(pipeline, reels[number], stage.gallery.GRADIO_CACHE)
+            return drawing.save_animation(pipeline, reel, stage.gallery.GRADIO_CACHE)
 
     wanted.click(show, [shown, stage.reels], box, js=of_shown, **QUIET, **DRAWING)
     box.change(None, box, None, js=look.SHOW_FRAMES.replace("NAME", name), **QUIET)
@@ -318,7 +321,7 @@ def run_once(pipeline: Pipeline, order: runs.Order, edit: Edit | None, gallery: 
 def wire_run(
     go: gr.Button,
     stop: gr.Button,
-    run: Callable[..., Iterator[tuple]],
+    run: Callable[..., Generator[tuple]],
     inputs: Mapping[str, Any],
     stage: Stage,
     name: str,
@@ -332,11 +335,12 @@ def wire_run(
             yield gr.skip(), gr.skip()
             return
         try:
-            for part, (letter, reel) in enumerate(run(**values)):
-                if number <= brake.last:
-                    return
-                kept = {each: reels[each] for each in (shown,) if each in reels}
-                yield letter | {"answers": number, "part": part}, kept | {number: reel} if reel else gr.skip()
+            with contextlib.closing(run(**values)) as letters:
+                for part, (letter, reel) in enumerate(letters):
+                    if number <= brake.last:
+                        return
+                    kept = {shown: reels[shown]} if shown in reels else {}
+                    yield letter | {"answers": number, "part": part}, kept | {number: reel} if reel else gr.skip()
         except gr.Error:
             yield {"answers": number, "failed": True, "part": 2**53}, gr.skip()
             raise

@@ -1,7 +1,7 @@
 """Inpaint, Outpaint and Variations: pictures that begin with a picture. Asleep without a pipeline."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import gradio as gr
@@ -74,7 +74,7 @@ def inpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canva
         options = runs.hole_options(picture, values.pop("grow"), values.pop("coverage"), values.pop("sight"))
         return editing.inpainting(pipeline, picture, mask, **options)
 
-    def stream(view: str, drawing: Drawing, mask_file: str | None, **values: Any) -> Iterator[tuple]:
+    def stream(view: str, drawing: Drawing, mask_file: str | None, **values: Any) -> Generator[tuple]:
         with kindly():
             edit = edit_of(*runs.read_canvas(drawing, mask_file), values)
             yield from run_on(stage, pipeline, runs.read_order(pipeline, values), edit, view, "inpaint")
@@ -138,7 +138,7 @@ def outpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, gr.I
         picture, margins = open_upload(image), runs.read_margins(values, pipeline)
         return editing.outpainting(pipeline, picture, margins, editing.window_before(image or ""))
 
-    def stream(view: str, image: str | None, **values: Any) -> Iterator[tuple]:
+    def stream(view: str, image: str | None, **values: Any) -> Generator[tuple]:
         with kindly():
             edit = edit_of(image, values)
             yield from run_on(stage, pipeline, runs.read_order(pipeline, values), edit, view, "outpaint")
@@ -186,7 +186,7 @@ def vary_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
 
         return _or_why_not(show)
 
-    def stream(view: str, drawing: Drawing, mask_file: str | None, strength: float, **values: Any) -> Iterator[tuple]:
+    def stream(view: str, drawing: Drawing, mask_file: str | None, strength: float, **values: Any) -> Generator[tuple]:
         with kindly():
             picture, mask = read(drawing, mask_file)
             order = runs.read_order(pipeline, values)
@@ -234,7 +234,7 @@ def translate_tab(pipeline: Pipeline) -> tuple[dict[str, Any], Stage]:
         edit, source = editing.translation(pipeline, open_upload(image))
         return dataclasses.replace(runs.read_order(pipeline, values), source=source), edit
 
-    def stream(view: str, image: str | None, **values: Any) -> Iterator[tuple]:
+    def stream(view: str, image: str | None, **values: Any) -> Generator[tuple]:
         with kindly():
             order, edit = read(image, values)
             yield from run_on(stage, pipeline, order, edit, view, "translate")

@@ -218,11 +218,12 @@ document.addEventListener("input", (event) => {
 
 SET_VIEW = """(view) => { document.getElementById("NAME-result").dataset.view = view.toLowerCase(); }"""
 
-SHOWN = """(_, reels) => [maskimg.place("NAME").result?.answers ?? 0, reels]"""
+# Of which run the replay is; and a number, so that no two answers are the same.
+SHOWN = """(_, reels) => [{number: maskimg.place("NAME").result?.answers ?? 0, asked: ++maskimg.now}, reels]"""
 
 SHOW_FRAMES = """(letter) => {
   const replay = document.querySelector("#NAME-panel .mk-replay");
-  if (!replay || !letter?.frames || letter.answers !== maskimg.place("NAME").result?.answers) return;
+  if (!replay || !letter?.frames || letter.number !== maskimg.place("NAME").result?.answers) return;
   replay.querySelector(".mk-frames").innerHTML = letter.frames;
   replay.querySelector("input").dispatchEvent(new Event("input", {bubbles: true}));
 }"""
@@ -246,12 +247,6 @@ REMEMBER = """(letter, kept) => {
 KEYS = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> draws, <kbd>Esc</kbd> stops.</p>'
 
 KEYS_AGAIN = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> runs the round trip again.</p>'
-
-
-# To the page of another model, with what the address asks for besides; once Gradio is through with this event.
-GO = (
-    """(address) => { if (address) setTimeout(() => window.location.assign(address + window.location.search), 100); }"""
-)
 
 
 def set_brush(name: str) -> str:

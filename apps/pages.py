@@ -17,8 +17,8 @@ from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from maskimg_apps import answers, look
-from maskimg_apps.answers import QUIET
+from maskimg_apps import answers
+from maskimg_apps.errors import kindly
 from maskimg_apps.models import Models
 from maskimg_apps.visitors import forget_pages
 from vqgan.files import ModelError
@@ -96,23 +96,22 @@ def choose_model(page: gr.Blocks, models: Models, current: str | None) -> gr.Dro
         min_width=180, scale=0, visible=can_choose(models, current),
     )  # fmt: skip
     chosen.preprocess = lambda payload: payload  # the list may have grown since the server made it
-    target = answers.letter_box()
-
-    def choose(number: Any, name: str) -> Iterator[dict[str, Any]]:
-        def values() -> list[Any]:
-            with models.unplaced(name):
-                models.pipeline(name)
-                return [models.address(name, seen_from=current), answers.update()]
-
-        yield from answers.reply(number, values, [None, models_listed(models, current)])
 
     def listed(number: Any) -> dict[str, Any]:
-        return {"answers": number, "values": [None, models_listed(models, current)]}
+        return {"answers": number, "values": [models_listed(models, current)]}
 
-    outputs = [target, chosen]
-    answers.wire([chosen.select], choose, [chosen], outputs, "model", show_progress="full", show_progress_on=chosen)
-    answers.wire([page.load], listed, [], outputs, "model", queue=False)
-    target.change(None, target, None, js=look.GO, **QUIET)
+    def choose(number: Any, name: str) -> Iterator[dict[str, Any]]:
+        try:
+            with kindly(), models.unplaced(name):
+                models.pipeline(name)
+                address = models.address(name, seen_from=current)
+        except gr.Error:
+            yield listed(number)
+            raise
+        yield {"answers": number, "values": [answers.update()], "go": address}
+
+    answers.wire([chosen.select], choose, [chosen], [chosen], "model", show_progress="full", show_progress_on=chosen)
+    answers.wire([page.load], listed, [], [chosen], "model", queue=False)
     return chosen
 
 

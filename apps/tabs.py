@@ -1,6 +1,6 @@
 """Generate and Reconstruct. Without a pipeline the tabs are drawn but asleep: nothing is wired."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import gradio as gr
@@ -38,7 +38,7 @@ def generate_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage]:
     if pipeline is None:
         return controls, stage
 
-    def stream(view: str, **values: Any) -> Iterator[tuple]:
+    def stream(view: str, **values: Any) -> Generator[tuple]:
         with kindly():
             yield from run_on(stage, pipeline, runs.read_order(pipeline, values), None, view, "generate")
 
