@@ -1,16 +1,14 @@
 """A canvas to paint on: Gradio's editor, guarded, with a brush that fits the picture and an event after each stroke."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
 
-from maskimg_apps import look
-from maskimg_apps.uploads import guard_editor, guard_image
-
-# As in `controls`: for the page only.
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+from maskimg_apps import look, runs
+from maskimg_apps.answers import QUIET, wire_preview
+from maskimg_apps.uploads import Drawing, guard_editor, guard_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +58,22 @@ def make_canvas(name: str, label: str, *, awake: bool) -> Canvas:
 
 
 def wire_canvas(
-    canvas: Canvas, others: Sequence[Any], preview: Callable[..., str], opened: Callable[..., tuple], panel: gr.HTML
+    canvas: Canvas, others: Mapping[str, Any], preview: Callable[..., dict[str, Any]], panel: gr.HTML, name: str
 ) -> None:
     """Show what is painted after each stroke and each change of `others`; fit the brush to a picture that is opened.
 
     Args:
-        preview, opened: take the drawing, the mask file and `others`; `opened` also answers with the brush's radius.
+        preview: takes `drawing`, `mask_file` and `others`, answers as `wire_preview` says.
+        name: of the tab.
     """
-    inputs = [canvas.editor, canvas.mask_file, *others]
+
+    def look_at(drawing: Drawing, **values: Any) -> dict[str, Any]:
+        return preview(drawing, **values) | {"radius": runs.brush_radius(drawing)}
+
     # The editor's own change event misses the first stroke on a picture that was sent to it.
-    for event in (canvas.painted.click, canvas.mask_file.change, *(each.change for each in others)):
-        event(preview, inputs, panel, trigger_mode="always_last", **QUIET)
-    canvas.editor.upload(opened, inputs, [panel, canvas.radius], trigger_mode="always_last", **QUIET).then(
-        None, canvas.radius, canvas.editor, js=look.set_brush(canvas.name), **QUIET
-    )
+    events = [canvas.painted.click, canvas.editor.upload, canvas.mask_file.change]
+    inputs = {"drawing": canvas.editor, "mask_file": canvas.mask_file, **others}
+    wire_preview(
+        [*events, *(each.change for each in others.values())],
+        look_at, inputs, [panel, canvas.radius], name, canvas.name,
+    ).then(None, canvas.radius, canvas.editor, js=look.set_brush(canvas.name), **QUIET)  # fmt: skip

@@ -1,9 +1,10 @@
 """What every tab has: controls, buttons, a gallery, and how they are wired."""
 
+import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -14,7 +15,8 @@ from maskimg.noise import SEEDS
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import GUIDANCE_SCHEDULES, ORDERS, Sampler
 from maskimg.words import LONGEST
-from maskimg_apps import drawing, look, runs, tokens
+from maskimg_apps import answers, drawing, look, runs, tokens
+from maskimg_apps.answers import QUIET
 from maskimg_apps.canvas import Canvas
 from maskimg_apps.errors import in_a_sentence, kindly
 from maskimg_apps.runs import shown_number
@@ -25,8 +27,6 @@ ANYTHING = ("anything", "")
 DRAWING: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
 # The pages of several models have a line each; of these, too, only one draws at a time.
 TURN = threading.Lock()
-# For the page only: not listed as a call, and no veil over what it changes.
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 TARGETS = {"inpaint": "To Inpaint", "outpaint": "To Outpaint", "vary": "To Variations"}  # where a picture can be sent
 
 
@@ -45,7 +45,7 @@ def make_controls(
     has_critic = pipeline is not None and pipeline.generator.has_critic
     orders = [order for order in ORDERS if order != "critic" or has_critic]
     # What a recipe says that the sliders cannot show; None where the model's own recipe is the start.
-    controls: dict[str, Any] = {"base": gr.State(None)}
+    controls: dict[str, Any] = {"base": answers.letter_box()}
     first = {field: name for field, name in (label or {}).items() if name in fields.get(field, ())}
     with gr.Row(visible=bool(fields)):
         for field, names in fields.items():
@@ -193,9 +193,22 @@ def make_buttons(word: str, pipeline: Pipeline | None, name: str) -> tuple[gr.Bu
     return go, stop
 
 
+class Brake:
+    """What the server knows of presses on Stop: no run up to number `last` goes on.
+
+    Gradio's own way to cancel an event knows nothing of a run whose press is still on its way to the server.
+    """
+
+    last = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Where a run is seen: the components of a tab's right-hand side."""
+    """Where a run is seen: the components of a tab's right-hand side.
+
+    `box` takes the letters of its runs, and `reels` holds how two of them were drawn by their numbers: that of the run
+    that is shown, and that of the last one, which may have been stopped when it was just done.
+    """
 
     status: gr.HTML
     view: gr.Radio
@@ -203,8 +216,8 @@ class Stage:
     gallery: gr.Gallery
     animation: gr.Button
     sends: dict[str, gr.Button]
-    made: gr.State
-    reel: gr.State
+    box: gr.HTML
+    reels: gr.State
 
 
 def result_column(name: str) -> gr.Column:
@@ -247,7 +260,7 @@ def make_stage(pipeline: Pipeline | None, name: str, waiting: str, *, pixels: bo
                 "Save animation", size="sm", min_width=100, elem_id=f"{name}-animation", interactive=False
             )
     view.change(None, view, None, js=look.SET_VIEW.replace("NAME", name), **QUIET)
-    stage = Stage(status, view, panel, gallery, animation, sends, gr.State(None), gr.State(None))
+    stage = Stage(status, view, panel, gallery, animation, sends, answers.letter_box(), gr.State({}))
     if pipeline is not None:
         wire_replay(pipeline, stage, name)
     return stage
@@ -256,44 +269,49 @@ def make_stage(pipeline: Pipeline | None, name: str, waiting: str, *, pixels: bo
 def wire_replay(pipeline: Pipeline, stage: Stage, name: str) -> None:
     """Frames and animation are made when somebody asks for them: the page's script presses `wanted` near the slider."""
     wanted = gr.Button(visible="hidden", elem_id=f"{name}-frames")
-    made = gr.Textbox(visible="hidden")
+    box, shown = answers.letter_box(), answers.letter_box()
     file = gr.DownloadButton(visible="hidden", elem_id=f"{name}-animation-file")
+    of_shown = look.SHOWN.replace("NAME", name)
 
-    def show(reel: drawing.Reel | None) -> str:
+    def show(shown: dict[str, int], reels: dict[int, drawing.Reel]) -> dict[str, Any]:
         with kindly(), TURN:
-            return drawing.show_frames(drawing.frames(pipeline, reel), hatch=f"mk-hatch-{name}") if reel else ""
+            reel = reels.get(shown["number"])
+            frames = drawing.frames(pipeline, reel) if reel else []
+            return shown | {"frames": drawing.show_frames(frames, hatch=f"mk-hatch-{name}")}
 
-    def save(reel: drawing.Reel | None) -> str:
+    def save(shown: dict[str, int], reels: dict[int, drawing.Reel]) -> str:
         with kindly(), TURN:
+            reel = reels.get(shown["number"])
             if reel is None:
                 raise ValueError("there is no picture yet: draw one first")
             return drawing.save_animation(pipeline, reel, stage.gallery.GRADIO_CACHE)
 
-    wanted.click(show, stage.reel, made, **QUIET, **DRAWING).then(
-        None, made, None, js=look.SHOW_FRAMES.replace("NAME", name), **QUIET
-    )
-    stage.animation.click(save, stage.reel, file, **QUIET, **DRAWING).success(
+    wanted.click(show, [shown, stage.reels], box, js=of_shown, **QUIET, **DRAWING)
+    box.change(None, box, None, js=look.SHOW_FRAMES.replace("NAME", name), **QUIET)
+    stage.animation.click(save, [shown, stage.reels], file, js=of_shown, **QUIET, **DRAWING).success(
         None, None, None, js=look.DOWNLOAD.replace("NAME", name), **QUIET
     )
 
 
 def run_on(
     stage: Stage, pipeline: Pipeline, order: runs.Order, edit: Edit | None, view: str, name: str
-) -> Iterator[tuple]:
-    """Draw -> what status, panel, gallery, seed, animation, recipe and reel become, while that lasts."""
+) -> Iterator[tuple[dict[str, Any], drawing.Reel | None]]:
+    """Draw -> letters of what the page shows while that lasts; the last one comes with the reel."""
     for remark in pipeline.reader.remarks([order.asked]):
         gr.Warning(in_a_sentence(remark))
-    rest = gr.skip(), order.seeds[0], gr.skip(), gr.skip(), gr.skip()
     _say_note(edit)
+    first = {"seed": order.seeds[0]}
     if TURN.locked():
-        yield tokens.status("waiting: another model draws", running=True), gr.skip(), *rest
+        yield first | {"status": tokens.status("waiting: another model draws", running=True)}, None
     with TURN:
         for moment in drawing.draw(pipeline, order, edit, hatch=f"mk-hatch-{name}", view=view):
+            letter = first | {"status": moment.status, "panel": moment.panel}
             if moment.pictures is not None:
                 pictures = drawing.save(pipeline, order, moment.pictures, stage.gallery.GRADIO_CACHE, edit)
-                made = drawing.recipe_of(pipeline, order, order.seeds[0], edit) | {"images": len(order.seeds)}
-                rest = pictures, order.seeds[0], gr.Button(interactive=True), made, moment.reel
-            yield moment.status, gr.skip() if moment.panel is None else moment.panel, *rest
+                letter["pictures"] = answers.as_sent(stage.gallery, pictures)
+                made = drawing.recipe_of(pipeline, order, order.seeds[0], edit)
+                letter["recipe"] = made | {"images": len(order.seeds)}
+            yield letter, moment.reel
 
 
 def run_once(pipeline: Pipeline, order: runs.Order, edit: Edit | None, gallery: gr.Gallery) -> tuple:
@@ -316,65 +334,108 @@ def _say_note(edit: Edit | None) -> None:
 
 
 def wire_run(
-    go: gr.Button, stop: gr.Button, run: Callable[..., Iterator[tuple]], inputs: Mapping[str, Any], stage: Stage
+    go: gr.Button,
+    stop: gr.Button,
+    run: Callable[..., Generator[tuple]],
+    inputs: Mapping[str, Any],
+    stage: Stage,
+    name: str,
 ) -> None:
-    """`run` yields what `run_on` yields."""
-    status = stage.status
-    event = go.click(
-        run,
-        inputs_kwargs={**inputs, "view": stage.view},
-        outputs=[status, stage.panel, stage.gallery, inputs["seed"], stage.animation, stage.made, stage.reel],
+    """`run` yields what `run_on` yields; the rules by which the page takes it are those of `answers`."""
+    ticket, stopped, brake = answers.letter_box(), answers.letter_box(), gr.State(Brake())
+
+    def write(ticket: Any, brake: Brake, reels: dict[int, drawing.Reel], **values: Any) -> Iterator[tuple]:
+        number, shown = _numbers(ticket)
+        if not number:  # stopped, or pressed twice, before it was sent
+            yield gr.skip(), gr.skip()
+            return
+        try:
+            with contextlib.closing(run(**values)) as letters:
+                for part, (letter, reel) in enumerate(letters):
+                    if number <= brake.last:
+                        return
+                    kept = {shown: reels[shown]} if shown in reels else {}
+                    yield letter | {"answers": number, "part": part}, kept | {number: reel} if reel else gr.skip()
+        except gr.Error:
+            yield {"answers": number, "failed": True, "part": 2**53}, gr.skip()
+            raise
+
+    def halt(number: Any, brake: Brake) -> None:
+        with kindly():
+            brake.last = max(brake.last, runs.whole("number", number, 0, 2**53))
+
+    shown = [stage.status, stage.panel, stage.gallery, inputs["seed"], stage.animation]
+    event = go.click(None, stage.panel, ticket, js=answers.pressing(name), **QUIET).then(
+        write,
+        inputs_kwargs={"ticket": ticket, "brake": brake, "reels": stage.reels, **inputs, "view": stage.view},
+        outputs=[stage.box, stage.reels],
+        js=answers.sending(name),
+        trigger_mode="multiple",  # the page's script knows better than Gradio which press is one too many
         show_progress="minimal",  # the place in the queue
-        show_progress_on=status,
+        show_progress_on=stage.status,
         api_visibility="private",
         **DRAWING,
     )
-    event.failure(lambda: tokens.status("stopped"), None, status, **QUIET)
-    stop.click(tokens.stopped, status, status, cancels=[event], queue=False, **QUIET)
+    event.failure(None, None, shown[:2], js=answers.failing(name), **QUIET)
+    stage.box.change(None, stage.box, shown, js=answers.taking(name), **QUIET)
+    stop.click(None, stage.status, [stopped, *shown[:2]], js=answers.stopping(name), **QUIET).then(
+        halt, [stopped, brake], None, queue=False, trigger_mode="multiple", **QUIET
+    )
+    inputs["seed"].input(None, None, None, js=answers.typing(name), **QUIET)
 
 
 def wire_sends(stages: Sequence[Stage], canvases: Mapping[str, Canvas], upload: gr.Image, switch: gr.Tabs) -> None:
     """Each stage's buttons open the chosen picture of its gallery, or its first, in another tab."""
-    for stage in stages:
-        chosen = gr.State(0)
-        stage.gallery.select(_choose, None, chosen, **QUIET)
-        stage.gallery.change(lambda: 0, None, chosen, **QUIET)
-        for target, button in stage.sends.items():
-            if target == "outpaint":
-                button.click(_send_file, [stage.gallery, chosen], [upload, switch], **QUIET)
-                continue
-            canvas = canvases[target]
-            button.click(
-                functools.partial(_send_picture, target),
-                [stage.gallery, chosen],
-                [canvas.editor, canvas.radius, switch],
-                **QUIET,
-            ).then(None, canvas.radius, canvas.editor, js=look.set_brush(canvas.name), **QUIET).then(
+    for target in TARGETS:
+        canvas = canvases.get(target)
+        asked, box = answers.letter_box(), answers.letter_box()
+        send = _picture_sender(canvas) if canvas else _file_sender(upload)
+        for stage in stages:
+            stage.sends[target].click(None, None, asked, js=answers.asking(target), **QUIET).then(
+                send, [asked, stage.gallery], box, trigger_mode="multiple", **QUIET
+            )
+        js = answers.opening(target, canvas.name if canvas else "")
+        outputs = [canvas.editor, canvas.radius, switch] if canvas else [upload, switch]
+        opened = box.change(None, box, outputs, js=js, **QUIET)
+        if canvas:
+            opened.then(None, canvas.radius, canvas.editor, js=look.set_brush(canvas.name), **QUIET).then(
                 None, None, None, js=look.PREVIEW.replace("NAME", canvas.name), **QUIET
             )
 
 
-def _choose(event: gr.SelectData) -> int:
-    return event.index
-
-
-def _send_picture(target: str, pictures: list | None, index: int) -> tuple:
+def _numbers(ticket: Any) -> tuple[int, int]:
+    """Of a run that was asked for, and of the one that is shown."""
     with kindly():
-        path = _chosen(pictures, index)
-        picture = open_upload(path)
-        drawn = {"background": path, "layers": [], "composite": None}
-        return drawn, runs.brush_radius(Drawing(picture, None)), gr.Tabs(selected=target)
+        found = ticket if isinstance(ticket, dict) else {}
+        number, shown = (runs.whole("number", found.get(key), 0, 2**53) for key in ("number", "kept"))
+        return number, shown
 
 
-def _send_file(pictures: list | None, index: int) -> tuple:
-    with kindly():
-        return _chosen(pictures, index), gr.Tabs(selected="outpaint")
+def _picture_sender(canvas: Canvas) -> Callable[..., dict[str, Any]]:
+    # The annotation makes Gradio send which picture is chosen just now, besides the pictures.
+    def send(number: Any, gallery: gr.Gallery) -> dict[str, Any]:
+        with kindly():
+            path = _chosen(gallery)
+            picture = open_upload(path)
+            drawn = answers.as_sent(canvas.editor, {"background": path, "layers": [], "composite": None})
+            return {"answers": number, "values": [drawn, runs.brush_radius(Drawing(picture, None))]}
+
+    return send
 
 
-def _chosen(pictures: list | None, index: int) -> str:
-    if not pictures:
+def _file_sender(upload: gr.Image) -> Callable[..., dict[str, Any]]:
+    def send(number: Any, gallery: gr.Gallery) -> dict[str, Any]:
+        with kindly():
+            return {"answers": number, "values": [answers.as_sent(upload, _chosen(gallery))]}
+
+    return send
+
+
+def _chosen(gallery: Any) -> str:
+    """The file of the picture that is chosen in a gallery, or of the first."""
+    if not gallery.value:
         raise ValueError("there is no picture yet: draw one first")
-    return pictures[min(index, len(pictures) - 1)][0]
+    return gallery.value[min(gallery.selected_index or 0, len(gallery.value) - 1)][0]
 
 
 def add_endpoint(
@@ -384,7 +445,7 @@ def add_endpoint(
 
     A seed that is given is used, and one that is left out is random: the page's checkbox would decide otherwise.
     """
-    inputs = dict(inputs)
+    inputs = {key: component for key, component in inputs.items() if key != "base"}  # of the page's recipes
     if "seed" in inputs:
         inputs["seed"] = gr.Number(
             None, label="Seed, random if left out", precision=0, minimum=0, maximum=SEEDS - 1, visible=False

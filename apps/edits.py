@@ -1,7 +1,7 @@
 """Inpaint, Outpaint and Variations: pictures that begin with a picture. Asleep without a pipeline."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import gradio as gr
@@ -11,9 +11,9 @@ from maskimg.editing import Edit
 from maskimg.hole import make_margins
 from maskimg.pipeline import Pipeline
 from maskimg_apps import runs
+from maskimg_apps.answers import wire_preview
 from maskimg_apps.canvas import Canvas, make_canvas, wire_canvas
 from maskimg_apps.controls import (
-    QUIET,
     Stage,
     add_endpoint,
     make_buttons,
@@ -62,7 +62,7 @@ def inpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canva
     if pipeline is None:
         return controls | reach, stage, canvas
 
-    def preview(drawing: Drawing, mask_file: str | None, grow: float, coverage: str, sight: str) -> str:
+    def preview(drawing: Drawing, mask_file: str | None, grow: float, coverage: str, sight: str) -> dict[str, Any]:
         def show() -> str:
             picture, mask = runs.read_canvas(drawing, mask_file)
             hole = pipeline.hole(picture, mask, **runs.hole_options(picture, grow, coverage, sight))
@@ -70,14 +70,11 @@ def inpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canva
 
         return _or_why_not(show)
 
-    def opened(drawing: Drawing, *others: Any) -> tuple[str, int]:
-        return preview(drawing, *others), runs.brush_radius(drawing)
-
     def edit_of(picture: Any, mask: Any, values: dict[str, Any]) -> Edit:
         options = runs.hole_options(picture, values.pop("grow"), values.pop("coverage"), values.pop("sight"))
         return editing.inpainting(pipeline, picture, mask, **options)
 
-    def stream(view: str, drawing: Drawing, mask_file: str | None, **values: Any) -> Iterator[tuple]:
+    def stream(view: str, drawing: Drawing, mask_file: str | None, **values: Any) -> Generator[tuple]:
         with kindly():
             edit = edit_of(*runs.read_canvas(drawing, mask_file), values)
             yield from run_on(stage, pipeline, runs.read_order(pipeline, values), edit, view, "inpaint")
@@ -87,9 +84,9 @@ def inpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canva
             edit = edit_of(open_upload(image), open_mask(mask), values)
             return run_once(pipeline, runs.read_order(pipeline, values), edit, stage.gallery)
 
-    wire_canvas(canvas, list(reach.values()), preview, opened, stage.panel)
+    wire_canvas(canvas, reach, preview, stage.panel, "inpaint")
     drawn = {"drawing": canvas.editor, "mask_file": canvas.mask_file}
-    wire_run(go, stop, stream, drawn | reach | controls, stage)
+    wire_run(go, stop, stream, drawn | reach | controls, stage, "inpaint")
     words = "Redraw the white part of `mask`, which is as large as `image` -> the PNGs, and the seed used."
     add_endpoint("inpaint", inpaint, _files("image", "mask") | reach | controls, pictures_and_seed(), words)
     return controls | reach, stage, canvas
@@ -126,10 +123,10 @@ def outpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, gr.I
     if pipeline is None:
         return controls | sides, stage, upload
 
-    def preview(image: str | None, **values: Any) -> str:
+    def preview(image: str | None, **values: Any) -> dict[str, Any]:
         def show() -> str:
             if not image:
-                return _count("Open a picture to extend.")
+                raise gr.Error("Open a picture to extend.")
             picture, margins = open_upload(image), runs.read_margins(values, pipeline)
             window = editing.window_for(picture)
             hole = make_margins(picture, margins, pipeline.grid, pipeline.tokenizer.stride, window)
@@ -141,7 +138,7 @@ def outpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, gr.I
         picture, margins = open_upload(image), runs.read_margins(values, pipeline)
         return editing.outpainting(pipeline, picture, margins)
 
-    def stream(view: str, image: str | None, **values: Any) -> Iterator[tuple]:
+    def stream(view: str, image: str | None, **values: Any) -> Generator[tuple]:
         with kindly():
             edit = edit_of(image, values)
             yield from run_on(stage, pipeline, runs.read_order(pipeline, values), edit, view, "outpaint")
@@ -151,10 +148,9 @@ def outpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, gr.I
             edit = edit_of(image, values)
             return run_once(pipeline, runs.read_order(pipeline, values), edit, stage.gallery)
 
-    for event in (upload.change, *(side.change for side in sides.values())):
-        inputs = {"image": upload, **sides}
-        event(preview, inputs_kwargs=inputs, outputs=stage.panel, trigger_mode="always_last", **QUIET)
-    wire_run(go, stop, stream, {"image": upload} | sides | controls, stage)
+    events = [upload.change, *(side.change for side in sides.values())]
+    wire_preview(events, preview, {"image": upload, **sides}, [stage.panel], "outpaint")
+    wire_run(go, stop, stream, {"image": upload} | sides | controls, stage, "outpaint")
     words = "Draw so many tokens on each side of `image`; its own pixels stay -> the PNGs, and the seed used."
     add_endpoint("outpaint", outpaint, _files("image") | sides | controls, pictures_and_seed(), words)
     return controls | sides, stage, upload
@@ -182,7 +178,7 @@ def vary_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
         painted = drawing.painted is not None and drawing.painted.any()
         return runs.read_canvas(drawing, mask_file) if painted or mask_file else (drawing.picture, None)
 
-    def preview(drawing: Drawing, mask_file: str | None, strength: float) -> str:
+    def preview(drawing: Drawing, mask_file: str | None, strength: float) -> dict[str, Any]:
         def show() -> str:
             picture, mask = read(drawing, mask_file)
             edit = editing.variation(pipeline, picture, runs.number("strength", strength), [0], mask)
@@ -190,10 +186,7 @@ def vary_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
 
         return _or_why_not(show)
 
-    def opened(drawing: Drawing, *others: Any) -> tuple[str, int]:
-        return preview(drawing, *others), runs.brush_radius(drawing)
-
-    def stream(view: str, drawing: Drawing, mask_file: str | None, strength: float, **values: Any) -> Iterator[tuple]:
+    def stream(view: str, drawing: Drawing, mask_file: str | None, strength: float, **values: Any) -> Generator[tuple]:
         with kindly():
             picture, mask = read(drawing, mask_file)
             order = runs.read_order(pipeline, values)
@@ -209,9 +202,9 @@ def vary_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
             )
             return run_once(pipeline, order, edit, stage.gallery)
 
-    wire_canvas(canvas, [strength], preview, opened, stage.panel)
+    wire_canvas(canvas, {"strength": strength}, preview, stage.panel, "vary")
     drawn = {"drawing": canvas.editor, "mask_file": canvas.mask_file, "strength": strength}
-    wire_run(go, stop, stream, drawn | controls, stage)
+    wire_run(go, stop, stream, drawn | controls, stage, "vary")
     words = "Draw a share of the tokens of `image` again, or of those under the white of `mask` -> the PNGs, the seed."
     add_endpoint("vary", vary, _files("image", "mask") | {"strength": strength} | controls, pictures_and_seed(), words)
     return controls | {"strength": strength}, stage, canvas
@@ -241,7 +234,7 @@ def translate_tab(pipeline: Pipeline) -> tuple[dict[str, Any], Stage]:
         edit, source = editing.translation(pipeline, open_upload(image))
         return dataclasses.replace(runs.read_order(pipeline, values), source=source), edit
 
-    def stream(view: str, image: str | None, **values: Any) -> Iterator[tuple]:
+    def stream(view: str, image: str | None, **values: Any) -> Generator[tuple]:
         with kindly():
             order, edit = read(image, values)
             yield from run_on(stage, pipeline, order, edit, view, "translate")
@@ -251,19 +244,19 @@ def translate_tab(pipeline: Pipeline) -> tuple[dict[str, Any], Stage]:
             order, edit = read(image, values)
             return run_once(pipeline, order, edit, stage.gallery)
 
-    wire_run(go, stop, stream, {"image": upload} | controls, stage)
+    wire_run(go, stop, stream, {"image": upload} | controls, stage, "translate")
     words = "What the model makes of `image` -> the PNGs, and the seed used."
     add_endpoint("translate", translate, _files("image") | controls, pictures_and_seed(), words)
     return controls, stage
 
 
-def _or_why_not(show: Callable[[], str]) -> str:
-    """What `show` makes, or the sentence that says why it cannot."""
+def _or_why_not(show: Callable[[], str]) -> dict[str, Any]:
+    """What `show` makes, or the sentence that says why it cannot: that hides no pictures."""
     try:
         with kindly():
-            return show()
+            return {"panel": show()}
     except gr.Error as error:
-        return _count(error.message)
+        return {"panel": _count(error.message), "beside": _told(error.message)}
 
 
 def _files(*names: str) -> dict[str, Any]:
@@ -271,5 +264,9 @@ def _files(*names: str) -> dict[str, Any]:
     return {name: guard_image(gr.Image(type="filepath", image_mode=None, visible=False)) for name in names}
 
 
+def _told(words: str) -> str:
+    return f'<p class="mk-count" role="status">{words}</p>'
+
+
 def _count(words: str) -> str:
-    return f'<p class="mk-count" role="status">{words}</p><span class="mk-live"></span>'
+    return f'{_told(words)}<span class="mk-live"></span>'

@@ -1,6 +1,7 @@
 """Info: how a picture was made, the last recipes, and what the model says about itself."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gradio as gr
@@ -8,7 +9,7 @@ import gradio as gr
 from maskimg.card import plainly
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
-from maskimg_apps import look, runs, tokens
+from maskimg_apps import answers, look, runs, tokens
 from maskimg_apps.controls import QUIET, Stage, add_endpoint
 from maskimg_apps.errors import kindly
 from maskimg_apps.uploads import guard_image, open_upload
@@ -64,38 +65,32 @@ def info_tab(
     with gr.Accordion("About this model", open=False):
         gr.HTML(tokens.facts(runs.facts(pipeline)))
 
-    chosen = gr.State(None)
+    chosen = answers.letter_box()
+    recent.preprocess = lambda payload: payload  # of the browser's own list, of which the server keeps nothing
 
-    def remember(made: Any, recipes: Any) -> tuple:
-        recipes = _list(recipes)
-        recipes = [made, *(each for each in recipes if each != made)][:MOST] if made else recipes
-        return recipes, gr.Dropdown(choices=_choices(recipes))
+    def listed(number: Any, recipes: Any) -> dict[str, Any]:
+        return {"answers": number, "values": [answers.update(choices=_choices(_list(recipes)))]}
 
-    def listed(recipes: Any) -> gr.Dropdown:
-        return gr.Dropdown(choices=_choices(_list(recipes)))
-
-    # On load, and again when the browser has found what it kept, which may be later.
-    gr.on([page.load, kept.change], listed, kept, recent, queue=False, **QUIET)
+    # On load, and again when the browser has found what it kept, which may be later, or keeps one more.
+    answers.wire([page.load, kept.change], listed, [kept], [recent], "recent", queue=False)
     for stage in stages:
-        stage.made.change(remember, [stage.made, kept], [kept, recent], queue=False, **QUIET)
+        stage.box.change(None, [stage.box, kept], kept, js=look.REMEMBER.replace("MOST", str(MOST)), **QUIET)
 
-    def read(image: str | None) -> tuple:
-        with kindly():
-            if not image:
-                return None, _hint()
-            recipe = _read(image)
-            return recipe, show_recipe(pipeline, recipe)
+    def read(number: Any, image: str | None) -> Iterator[dict[str, Any]]:
+        def values() -> list[Any]:
+            recipe = _read(image) if image else None
+            return [recipe, show_recipe(pipeline, recipe) if recipe else _hint()]
 
-    def pick(index: int | None, recipes: Any) -> tuple:
-        with kindly():
-            recipes = _list(recipes)
-            if index is None or not 0 <= index < len(recipes):
-                return None, _hint()
-            return recipes[index], show_recipe(pipeline, recipes[index])
+        yield from answers.reply(number, values, [None, _hint()])
 
-    outputs = [switch, *(control for task in controls for control in controls[task].values())]
+    def pick(number: Any, recipe: Any) -> Iterator[dict[str, Any]]:
+        def values() -> list[Any]:
+            found = _list([json.loads(recipe)]) if recipe else []
+            return [found[0], show_recipe(pipeline, found[0])] if found else [None, _hint()]
 
-    def restore(recipe: Any) -> list[Any]:
+        yield from answers.reply(number, values, [None, _hint()])
+
+    def restore(number: Any, recipe: Any) -> dict[str, Any]:
         with kindly():
             if recipe is None:
                 raise ValueError("there is no recipe yet: open a PNG, or choose a recent one")
@@ -104,22 +99,23 @@ def info_tab(
                 raise ValueError(f"this recipe cannot be used here (its task is `{task}`)")
             for note in notes:
                 gr.Warning(note[:1].upper() + note[1:] + ".")
-            updates: list[Any] = [gr.Tabs(selected=task)]
+            updates: list[Any] = [answers.update(selected=task)]
             for each in controls:
-                updates += [values.get(name, gr.skip()) if each == task else gr.skip() for name in controls[each]]
-            return updates
+                updates += [
+                    values[name] if each == task and name in values else answers.update() for name in controls[each]
+                ]
+            return {"answers": number, "values": updates, "place": task}
 
-    def can_run(recipe: Any) -> str:
-        """The tab whose button is pressed next; others need their picture first."""
-        return "generate" if isinstance(recipe, dict) and recipe.get("task") == "generate" else ""
+    def run_again(number: Any, recipe: Any) -> dict[str, Any]:
+        """A recipe of Generate is pressed next; others need their picture first."""
+        letter = restore(number, recipe)
+        return letter | {"press": letter["place"] if letter["place"] == "generate" else ""}
 
-    upload.change(read, upload, [chosen, table], **QUIET)
-    recent.input(pick, [recent, kept], [chosen, table], **QUIET)
-    use.click(restore, chosen, outputs, **QUIET)
-    ready = gr.Textbox(visible="hidden")
-    again.click(restore, chosen, outputs, **QUIET).success(can_run, chosen, ready, **QUIET).success(
-        None, ready, None, js=look.PRESS, **QUIET
-    )
+    restored = [switch, *(control for task in controls for control in controls[task].values())]
+    answers.wire([upload.change], read, [upload], [chosen, table], "recipe")
+    answers.wire([recent.input], pick, [recent], [chosen, table], "recipe")
+    answers.wire([use.click], restore, [chosen], restored, "settings")
+    answers.wire([again.click], run_again, [chosen], restored, "settings")
 
     def read_png(image: str | None) -> dict[str, Any]:
         with kindly():
@@ -162,9 +158,9 @@ def _list(recipes: Any) -> list[dict[str, Any]]:
     return [each for each in recipes if isinstance(each, dict)][:MOST] if isinstance(recipes, list) else []
 
 
-def _choices(recipes: list[dict[str, Any]]) -> list[tuple[str, int]]:
-    """The newest first; numbered, since two may read the same."""
-    return [(f"{i + 1}. {_name(recipe)}", i) for i, recipe in enumerate(recipes)]
+def _choices(recipes: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The newest first; numbered, since two may read the same. What is chosen is the recipe itself, as JSON."""
+    return [(f"{i + 1}. {_name(recipe)}", json.dumps(recipe)) for i, recipe in enumerate(recipes)]
 
 
 def _name(recipe: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from gradio.themes import Base, Default
 
+from maskimg_apps import answers
+
 PAINT = "#e6007a"  # of the brush: seldom in pictures, and seen on light and dark
 
 
@@ -103,7 +105,7 @@ RAMP
 
 /* One place for the drawing and for what was drawn: while a panel is live the finished pictures step aside. */
 .mk-result:has(.mk-live) .mk-gallery { display: none !important; }
-.mk-result .mk-slot:has(.mk-replay) { order: 1; }
+.mk-result .mk-slot:has(.mk-replay):not(:has(.mk-count)) { order: 1; }
 .mk-fill img { width: 100% !important; height: 100% !important; object-fit: contain; }
 .mk-sends { gap: .5rem !important; }
 .mk-gallery { gap: .5rem !important; }
@@ -171,7 +173,9 @@ RAMP
 
 # Ctrl+Enter runs and Esc stops whatever the open tab shows. A stroke, or a press on an editor's tools, that has ended,
 # wherever it ended, asks for a new preview. The slider of a replay shows one of its frames.
-HEAD = """<script>
+HEAD = (
+    answers.SCRIPT
+    + """<script>
 document.addEventListener("keydown", (event) => {
   const press = (name) => {
     for (const button of document.querySelectorAll(name))
@@ -181,13 +185,14 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     if (document.activeElement instanceof HTMLInputElement) document.activeElement.blur();
     press("button.mk-go");
-  } else if (event.key === "Escape" && document.querySelector(".mk-running")) press("button.mk-stop");
+  } else if (event.key === "Escape") press("button.mk-stop");
 }, true);
 
 let painting = null;
 document.addEventListener("pointerdown", (event) => { painting = event.target.closest?.(".mk-editor"); }, true);
 document.addEventListener("pointerup", () => {
   const name = painting?.id;
+  if (name) maskimg.stroke(name);
   if (name) setTimeout(() => document.getElementById(name + "-painted")?.click(), 150);
   painting = null;
 }, true);
@@ -209,31 +214,39 @@ document.addEventListener("input", (event) => {
   replay.querySelector("output").textContent = now.dataset.words;
 }, true);
 </script>"""
+)
 
 SET_VIEW = """(view) => { document.getElementById("NAME-result").dataset.view = view.toLowerCase(); }"""
 
-SHOW_FRAMES = """(frames) => {
+# Of which run the replay is; and a number, so that no two answers are the same.
+SHOWN = """(_, reels) => [{number: maskimg.place("NAME").result?.answers ?? 0, asked: ++maskimg.now}, reels]"""
+
+SHOW_FRAMES = """(letter) => {
   const replay = document.querySelector("#NAME-panel .mk-replay");
-  if (!replay || !frames) return;
-  replay.querySelector(".mk-frames").innerHTML = frames;
+  if (!replay || !letter?.frames || letter.number !== maskimg.place("NAME").result?.answers) return;
+  replay.querySelector(".mk-frames").innerHTML = letter.frames;
   replay.querySelector("input").dispatchEvent(new Event("input", {bubbles: true}));
 }"""
 
 # The file is there, and its button knows of it a moment later.
 DOWNLOAD = """() => { setTimeout(() => document.getElementById("NAME-animation-file")?.click(), 300); }"""
 
-# A picture that was sent to an editor: its preview is asked for once it is there.
-PREVIEW = """() => { setTimeout(() => document.getElementById("NAME-painted")?.click(), 1000); }"""
+# A picture that was sent to an editor: its preview is asked for once it is there, as of the press that sent it.
+PREVIEW = """() => {
+  const number = maskimg.strokes["NAME"];
+  if (number) setTimeout(() => document.getElementById("NAME-painted")?.click(), 1000);
+}"""
 
-PRESS = """(name) => { if (name) setTimeout(() => document.getElementById(name + "-go")?.click(), 300); }"""
+# The recipe of a finished run joins those that the browser keeps, the newest first.
+REMEMBER = """(letter, kept) => {
+  if (!letter?.recipe) return [];
+  const made = JSON.stringify(letter.recipe), others = Array.isArray(kept) ? kept : [];
+  return [[letter.recipe, ...others.filter((each) => JSON.stringify(each) !== made)].slice(0, MOST)];
+}"""
 
 KEYS = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> draws, <kbd>Esc</kbd> stops.</p>'
 
 KEYS_AGAIN = '<p class="mk-hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> runs the round trip again.</p>'
-
-
-# To the page of another model, with what the address asks for besides; once Gradio is through with this event.
-GO = """(address) => { setTimeout(() => window.location.assign(address + window.location.search), 100); }"""
 
 
 def set_brush(name: str) -> str:

@@ -5,7 +5,7 @@ Each is a whole page with controls and calls of its own, made when it is first a
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -17,8 +17,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from maskimg_apps import look
-from maskimg_apps.controls import QUIET
+from maskimg_apps import answers
 from maskimg_apps.errors import kindly
 from maskimg_apps.models import Models
 from maskimg_apps.visitors import forget_pages
@@ -96,23 +95,30 @@ def choose_model(page: gr.Blocks, models: Models, current: str | None) -> gr.Dro
         models.names(), value=current, label="Model", show_label=False, container=False, elem_id="model",
         min_width=180, scale=0, visible=can_choose(models, current),
     )  # fmt: skip
-    target = gr.Textbox(visible="hidden")
+    chosen.preprocess = lambda payload: payload  # the list may have grown since the server made it
 
-    def choose(name: str) -> str:
-        with kindly(), models.unplaced(name):
-            models.pipeline(name)
-            return models.address(name, seen_from=current)
+    def listed(number: Any) -> dict[str, Any]:
+        return {"answers": number, "values": [models_listed(models, current)]}
 
-    going = chosen.select(choose, chosen, target, **QUIET | {"show_progress": "full", "show_progress_on": chosen})
-    going.success(None, target, None, js=look.GO, **QUIET)
-    going.failure(lambda: list_models(models, current), None, chosen, **QUIET)
-    page.load(lambda: list_models(models, current), None, chosen, queue=False, **QUIET)
+    def choose(number: Any, name: str) -> Iterator[dict[str, Any]]:
+        try:
+            with kindly(), models.unplaced(name):
+                models.pipeline(name)
+                address = models.address(name, seen_from=current)
+        except gr.Error:
+            yield listed(number)
+            raise
+        yield {"answers": number, "values": [answers.update()], "go": address}
+
+    answers.wire([chosen.select], choose, [chosen], [chosen], "model", show_progress="full", show_progress_on=chosen)
+    answers.wire([page.load], listed, [], [chosen], "model", queue=False)
     return chosen
 
 
-def list_models(models: Models, current: str | None) -> gr.Dropdown:
-    """The list as it is now."""
-    return gr.Dropdown(choices=models.names(), value=current, visible=can_choose(models, current))
+def models_listed(models: Models, current: str | None) -> dict[str, Any]:
+    """The list as it is now, for a letter."""
+    choices = [(name, name) for name in models.names()]
+    return answers.update(choices=choices, value=current, visible=can_choose(models, current))
 
 
 def can_choose(models: Models, current: str | None) -> bool:

@@ -1,6 +1,6 @@
 """Generate and Reconstruct. Without a pipeline the tabs are drawn but asleep: nothing is wired."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import gradio as gr
@@ -8,10 +8,9 @@ import numpy as np
 
 from maskimg.pipeline import Pipeline
 from maskimg.reconstruction import GAIN
-from maskimg_apps import look, runs, tokens
+from maskimg_apps import answers, look, runs, tokens
 from maskimg_apps.controls import (
     DRAWING,
-    QUIET,
     TURN,
     Stage,
     add_endpoint,
@@ -39,7 +38,7 @@ def generate_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage]:
     if pipeline is None:
         return controls, stage
 
-    def stream(view: str, **values: Any) -> Iterator[tuple]:
+    def stream(view: str, **values: Any) -> Generator[tuple]:
         with kindly():
             yield from run_on(stage, pipeline, runs.read_order(pipeline, values), None, view, "generate")
 
@@ -47,7 +46,7 @@ def generate_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage]:
         with kindly():
             return run_once(pipeline, runs.read_order(pipeline, values), None, stage.gallery)
 
-    wire_run(go, stop, stream, controls, stage)
+    wire_run(go, stop, stream, controls, stage, "generate")
     words = "Draw pictures -> the PNGs, each with its recipe, and the seed used."
     add_endpoint("generate", generate, controls, pictures_and_seed(), words)
     return controls, stage
@@ -118,33 +117,33 @@ def reconstruct_tab(pipeline: Pipeline | None) -> None:
             result = runs.reconstruct(pipeline, image, size)
             return result.original, result.image, runs.in_a_line(result)
 
-    def show(image: str | None, size: str) -> tuple:
-        with kindly(), TURN:
-            result = runs.reconstruct(pipeline, image, size)
+    def nothing(words: str) -> list[Any]:
+        shown = [*[None] * 4, tokens.status(words), _no_figures()]
+        return [*shown, answers.update(value=None, interactive=False)]
+
+    def show(number: Any, image: str | None, size: str, *, again: bool = False) -> Iterator[dict[str, Any]]:
+        def values() -> list[Any]:
+            if again and not image:
+                return nothing("open a picture to begin")
+            with TURN:
+                result = runs.reconstruct(pipeline, image, size)
             path = runs.save_reconstruction(pipeline, result, download.GRADIO_CACHE)
             pictures = result.original, result.image, result.error, result.code_picture
-            line = tokens.status(runs.in_a_line(result), 1)
-            return *pictures, line, tokens.figures(result.facts()), gr.DownloadButton(value=path, interactive=True)
+            shown = [answers.as_sent(*pair) for pair in zip(outputs[:4], pictures, strict=True)]
+            shown += [tokens.status(runs.in_a_line(result), 1), tokens.figures(result.facts())]
+            return [*shown, answers.update(value=answers.as_sent(download, path), interactive=True)]
 
-    def forget(words: str = "open a picture to begin") -> tuple:
-        return *[None] * 4, tokens.status(words), _no_figures(), gr.DownloadButton(value=None, interactive=False)
+        yield from answers.reply(number, values, nothing("this picture cannot be used"))
 
-    def show_again(image: str | None, size: str) -> tuple:
-        return show(image, size) if image else forget()
+    def show_again(number: Any, image: str | None, size: str) -> Iterator[dict[str, Any]]:
+        yield from show(number, image, size, again=True)
 
     outputs = [before, after, error, codes, status, figures, download]
-    for event, run in ((upload.upload, show), (go.click, show), (size.change, show_again)):
-        started = event(
-            run,
-            [upload, size],
-            outputs,
-            show_progress="minimal",
-            show_progress_on=status,
-            api_visibility="private",
+    for events, run in (([upload.upload, go.click], show), ([size.change, upload.clear], show_again)):
+        answers.wire(
+            events, run, [upload, size], outputs, "reconstruct", show_progress="minimal", show_progress_on=status,
             **DRAWING,
-        )
-        started.failure(lambda: forget("this picture cannot be used"), None, outputs, **QUIET)
-    upload.clear(forget, None, outputs, **QUIET)
+        )  # fmt: skip
     answer: list[Any] = [gr.Image(visible=False, format="png", label=name) for name in ("original", "reconstruction")]
     answer.append(gr.Textbox(visible=False, label="words"))
     words = "Picture -> tokens -> picture: both at the size that was encoded, and how close they are."

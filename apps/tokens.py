@@ -9,7 +9,6 @@ Shapes: h w tokens of one picture.
 import base64
 import html
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -114,12 +113,6 @@ def status(words: str, share: float = 0.0, *, running: bool = False) -> str:
         f'<div class="mk-status{" mk-running" if running else ""}"><span role="status">{html.escape(words)}</span>'
         f'<i style="width:{100 * share:.0f}%"></i></div>'
     )
-
-
-def stopped(shown: str) -> str:
-    """The status of a run that was stopped while `shown` was its status."""
-    step = re.search(r"step (\d+)/(\d+)", shown or "")
-    return status(f"stopped at step {step[1]} of {step[2]}" if step else "stopped")
 
 
 def figures(rows: Mapping[str, str]) -> str:

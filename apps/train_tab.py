@@ -4,7 +4,7 @@ The state is the trainer's, on the server: a reload of the page, or a second one
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,11 +12,10 @@ from urllib.parse import urlsplit
 import gradio as gr
 
 from maskimg.training.folder import PRESETS
-from maskimg_apps import tokens
-from maskimg_apps.controls import QUIET
+from maskimg_apps import answers, tokens
 from maskimg_apps.errors import kindly
 from maskimg_apps.models import Models
-from maskimg_apps.pages import list_models
+from maskimg_apps.pages import models_listed
 from maskimg_apps.trainer import Look, Order, Trainer
 from vqgan import ImageError, load_image
 
@@ -69,38 +68,46 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
                 for stage, words in SHEETS.items()
             }  # fmt: skip
     timer = gr.Timer(EVERY, active=False)
-    seen = gr.State(None)  # what this page shows of the sheets
+    seen = answers.letter_box()  # what this page shows of the sheets
 
-    def show(seen: Any, request: gr.Request) -> tuple:
+    def show(number: Any, seen: Any, request: gr.Request) -> dict[str, Any]:
         with kindly():
             require_here(request)
             look = trainer.look()
-            marks, pictures = _newer(look, seen)
-            buttons = gr.Button(interactive=not look.active), gr.Button(interactive=look.state == "running")
-            listed = list_models(models, current) if look.state == "done" else gr.skip()
+            marks, pictures = _newer(look, seen, sheets)
+            enabled = not look.active, look.state == "running"
+            buttons = [answers.update(interactive=each) for each in enabled]
+            listed = models_listed(models, current) if look.state == "done" else answers.update()
             link = models.address(look.name, seen_from=current) if look.state == "done" else ""
-            return show_look(look, link), *pictures, *buttons, gr.Timer(active=look.active), marks, listed
+            values = [show_look(look, link), *pictures, *buttons, answers.update(active=look.active), marks, listed]
+            return {"answers": number, "values": values}
 
     def begin(
-        name: str, pictures: str, upload: str | None, preset: str, minutes: float, seen: Any, request: gr.Request
-    ) -> tuple:
+        number: Any, seen: Any, name: str, pictures: str, upload: str | None, preset: str, minutes: float,
+        request: gr.Request,
+    ) -> dict[str, Any]:  # fmt: skip
         with kindly():
             require_here(request)
             trainer.start(Order(name.strip(), pictures.strip(), upload or "", preset, minutes))
-        return show(seen, request)
+        return show(number, seen, request)
 
-    def end(seen: Any, request: gr.Request) -> tuple:
+    def end(number: Any, seen: Any, request: gr.Request) -> dict[str, Any]:
         with kindly():
             require_here(request)
             trainer.stop()
-        return show(seen, request)
+        return show(number, seen, request)
 
     outputs = [view, *sheets.values(), start, stop, timer, seen, chosen]
-    start.click(begin, [name, pictures, upload, preset, minutes, seen], outputs, **QUIET)
-    stop.click(end, seen, outputs, queue=False, **QUIET)
-    timer.tick(show, seen, outputs, queue=False, **QUIET)
-    page.load(show, seen, outputs, queue=False, **QUIET)
-    name.change(lambda name: _where(trainer, name.strip()), name, where, queue=False, **QUIET)
+    # Looks follow each other faster than some answers come: each is taken that is newer than what is shown.
+    options: dict[str, Any] = {"newest": False, "trigger_mode": "once"}
+    answers.wire([start.click], begin, [seen, name, pictures, upload, preset, minutes], outputs, "train", **options)
+    answers.wire([stop.click], end, [seen], outputs, "train", queue=False, **options)
+    answers.wire([timer.tick, page.load], show, [seen], outputs, "train", queue=False, **options)
+
+    def tell_where(number: Any, name: str) -> dict[str, Any]:
+        return {"answers": number, "values": [_where(trainer, name.strip())]}
+
+    answers.wire([name.change], tell_where, [name], [where], "train-where", queue=False)
 
 
 def require_here(request: gr.Request) -> None:
@@ -150,8 +157,8 @@ def curve(values: Sequence[float], words: str) -> str:
     )
 
 
-def _newer(look: Look, seen: Any) -> tuple[dict[str, Any], list[Any]]:
-    """What becomes of the sheets: new pictures where there are others than those seen; and what is seen now."""
+def _newer(look: Look, seen: Any, sheets: Mapping[str, gr.Image]) -> tuple[dict[str, Any], list[Any]]:
+    """What is seen from now on, and what becomes of the sheets: new pictures where there are others than those seen."""
     marks, updates = {}, []
     before = seen if isinstance(seen, dict) else {}
     found = dict(look.sheets)
@@ -160,10 +167,11 @@ def _newer(look: Look, seen: Any) -> tuple[dict[str, Any], list[Any]]:
         try:
             changed = mark != before.get(stage)
             picture = load_image(found[stage]) if changed and stage in found else None
-            updates.append(gr.Image(value=picture, visible=picture is not None) if changed else gr.skip())
+            shown = answers.as_sent(sheets[stage], picture)
+            updates.append(answers.update(value=shown, visible=picture is not None) if changed else answers.update())
             marks[stage] = mark
         except ImageError:  # it is being written just now
-            updates.append(gr.skip())
+            updates.append(answers.update())
             marks[stage] = before.get(stage)
     return marks, updates
 
