@@ -16,6 +16,7 @@ from maskimg.commands.options import (
     add_machine,
     add_sampler,
     load_pipeline,
+    output,
     outputs,
     say_bad,
     to_sampler,
@@ -297,7 +298,7 @@ def plot(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
     add_force(parser)
     given = parser.parse_args(arguments)
-    (out,) = outputs(given, "plot", {"out": ".png"}, given.runs)
+    out = output(given, "plot", *given.runs)
     from maskimg.curves import draw_runs, find_runs
     from maskimg.marks import mark
     from maskimg.recipe import write_png
