@@ -79,7 +79,8 @@ def sample_folder(
         mine = range(ranks.rank(), len(labels), ranks.world())
         if recipe_of(folder) == common:
             _remove_empty(paths[i] for i in mine)
-        todo = [i for i in _bar(mine, "looking") if not _already_there(paths[i], recipe(labels[i], seed_of(i, seed)))]
+        with _bar(mine, "looking") as bar:  # closed before a sentence that says why not
+            todo = [i for i in bar if not _already_there(paths[i], recipe(labels[i], seed_of(i, seed)))]
         batches = draw_each(
             pipeline,
             [labels[i] for i in todo],

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from maskimg.marks import KEY, MAX_TEXT, to_json
+from maskimg.marks import KEY, MAX_TEXT, PNG, to_json
 from maskimg.outputs import require_ours
 from vqgan.images import read_image
 from vqgan.writing import atomic_file
@@ -69,11 +69,11 @@ def recipe_in(text: Mapping[Any, Any]) -> dict[str, Any] | None:
 def is_whole(path: Path) -> bool:
     """Whether each part of a PNG still has the checksum it was written with: Pillow looks at no checksum of pixels."""
     data = path.read_bytes()
-    place, kind = 8, b""
+    place, kind = len(PNG), b""
     while place + 12 <= len(data):  # length, kind, content, checksum
         end = place + 8 + int.from_bytes(data[place : place + 4], "big")
         kind = data[place + 4 : place + 8]
         if data[end : end + 4] != zlib.crc32(data[place + 4 : end]).to_bytes(4, "big"):
             return False
         place = end + 4
-    return place == len(data) and kind == b"IEND"
+    return data.startswith(PNG) and place == len(data) and kind == b"IEND"

@@ -18,6 +18,7 @@ from maskimg.commands.options import (
     add_model,
     load_pipeline,
     max_pixels,
+    output,
     outputs,
     progress_bar,
     to_prompt,
@@ -178,7 +179,7 @@ def _paths(given: Namespace, task: str, *inputs: str | None) -> list[Path]:
     from maskimg.outputs import require_folder, require_free
 
     if given.count == 1:
-        return [path for path in outputs(given, task, {"out": ".png"}, (*inputs, given.model)) if path]
+        return [output(given, task, *inputs, given.model)]
     folder = Path(given.out)
     require_folder(folder)
     paths = [folder / f"{(given.seed + i) % SEEDS:06d}.png" for i in range(given.count)]
@@ -254,7 +255,7 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
     add_max_megapixels(parser)
     add_machine(parser)
     given = parser.parse_args(arguments)
-    out = _picture(given, "reconstruct", given.image, given.tokenizer or given.model)
+    out = output(given, "reconstruct", given.image, given.tokenizer or given.model)
     from maskimg.marks import mark
     from maskimg.recipe import write_png
 
@@ -266,13 +267,6 @@ def reconstruct(parser: Parser, arguments: list[str]) -> None:
     for name, value in restored.facts().items():
         print(f"{name}: {value}")
     print(f"done: in {given.out}")
-
-
-def _picture(given: Namespace, task: str, *inputs: str) -> Path:
-    """--out of a command that writes one picture, checked before the work."""
-    (path,) = outputs(given, task, {"out": ".png"}, inputs)
-    assert path is not None  # it is required
-    return path
 
 
 def _reconstruct_alone(given: Namespace) -> Any:
@@ -305,7 +299,7 @@ def doubts(parser: Parser, arguments: list[str]) -> None:
     add_max_megapixels(parser)
     add_machine(parser)
     given = parser.parse_args(arguments)
-    out = _picture(given, "doubts", given.image, given.model)
+    out = output(given, "doubts", given.image, given.model)
     from maskimg.marks import mark
     from maskimg.recipe import write_png
     from vqgan.images import heat_map, pad_square

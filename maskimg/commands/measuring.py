@@ -19,6 +19,7 @@ from maskimg.commands.options import (
     add_sampler,
     load_pipeline,
     max_pixels,
+    output,
     outputs,
     say_bad,
     say_left_out,
@@ -316,7 +317,7 @@ def plot(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
     add_force(parser)
     given = parser.parse_args(arguments)
-    (out,) = outputs(given, "plot", {"out": ".png"}, given.runs)
+    out = output(given, "plot", *given.runs)
     from maskimg.curves import draw_runs, find_runs
     from maskimg.marks import mark
     from maskimg.recipe import write_png

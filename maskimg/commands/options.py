@@ -269,6 +269,12 @@ def add_force(parser: Parser) -> None:
     )
 
 
+def output(given: Namespace, task: str, *inputs: str | None) -> Path:
+    """--out of a command that writes one picture, checked before the work."""
+    outputs(given, task, {"out": ".png"}, inputs)
+    return Path(given.out)
+
+
 def outputs(
     given: Namespace, task: str, suffixes: dict[str, str], inputs: Iterable[str | None], folder: str | None = None
 ) -> list[Path | None]:
