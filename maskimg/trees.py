@@ -211,8 +211,8 @@ def _sides(found: Found, files: dict[str, Entry]) -> dict[str, dict[str, str]]:
         if name.lower().endswith(SIDES) and not is_clutter(found.inner(name)):
             stem, _, suffix = name.rpartition(".")
             texts[composed(f"{stem}.{suffix.lower()}")] = name
-    sides = {}
-    for name in filter(is_picture, files):
+    sides: dict[str, dict[str, str]] = {}
+    for name in filter(is_picture, files) if texts else ():
         stem = name.rpartition(".")[0]
         places = {suffix: texts.get(composed(name + suffix), texts.get(composed(stem + suffix))) for suffix in SIDES}
         sides[name] = {suffix: place for suffix, place in places.items() if place}
