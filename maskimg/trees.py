@@ -53,7 +53,6 @@ NO_PLUGIN = (
     "pictures in HEIF, which needs `pip install pillow-heif`",
 )
 OTHER = ("file of another format", "files of other formats")
-UNREADABLE = ("text that cannot be read", "texts that cannot be read")
 TOO_LONG = ("text beside a picture of more than 1 MB", "texts beside pictures of more than 1 MB")
 
 
