@@ -391,7 +391,7 @@ def test_heif_is_read_where_its_plugin_is_and_told_where_it_is_not(tmp_path, mon
 
     plugin = types.ModuleType("pillow_heif")
     monkeypatch.setitem(Image.OPEN, "HEIF", (red, None))
-    plugin.register_heif_opener = lambda: None
+    monkeypatch.setattr(plugin, "register_heif_opener", lambda: None, raising=False)
     monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
     monkeypatch.setattr("vqgan.images.has_heif", lambda: True)
     pictures = read_pictures(list_pictures(folder), 8, tmp_path / "cache2")
