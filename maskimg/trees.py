@@ -53,7 +53,6 @@ NO_PLUGIN = (
     "pictures in HEIF, which needs `pip install pillow-heif`",
 )
 OTHER = ("file of another format", "files of other formats")
-UNREADABLE = ("text that cannot be read", "texts that cannot be read")
 TOO_LONG = ("text beside a picture of more than 1 MB", "texts beside pictures of more than 1 MB")
 
 
@@ -141,11 +140,11 @@ def _arranged(found: Found) -> Files:
     names.sort(key=lambda name: name.split("/"))
     tables = {name for name in files if name.rpartition("/")[2].lower() == TABLE and not found.prefixed}
     root = common_folder([found.inner(name) for name in names], [name[: -len(TABLE)] for name in tables])
-    table = min((name for name in tables if name[: -len(TABLE)] == root), default=None)
+    table = max((name for name in tables if name[: -len(TABLE)] == root), default=None)  # rather in small letters
     inner = {name: found.inner(name).removeprefix(root) for name in names}
 
     folders, unseen = _parts(inner)
-    entries, sides, held_out, used = [], {}, {}, {table}
+    entries, sides, held_out = [], {}, {}
     for name in names:
         shown = text(name if found.prefixed else inner[name])
         if (part := unseen.get(name)) is not None:
@@ -155,7 +154,7 @@ def _arranged(found: Found) -> Files:
             continue
         entries.append(files[name]._replace(name=shown, folder=folders[name]))
         sides[shown] = {suffix: files[file] for suffix, file in beside.get(name, {}).items()}
-        used.update(beside.get(name, {}).values())
+    used = {table, *(side for each in beside.values() for side in each.values())}
     for name in files:
         if name not in used and not is_picture(name) and not is_clutter(found.inner(name)):
             left_out.add(_kind(name), name)
@@ -211,8 +210,8 @@ def _sides(found: Found, files: dict[str, Entry]) -> dict[str, dict[str, str]]:
         if name.lower().endswith(SIDES) and not is_clutter(found.inner(name)):
             stem, _, suffix = name.rpartition(".")
             texts[composed(f"{stem}.{suffix.lower()}")] = name
-    sides = {}
-    for name in filter(is_picture, files):
+    sides: dict[str, dict[str, str]] = {}
+    for name in filter(is_picture, files) if texts else ():
         stem = name.rpartition(".")[0]
         places = {suffix: texts.get(composed(name + suffix), texts.get(composed(stem + suffix))) for suffix in SIDES}
         sides[name] = {suffix: place for suffix, place in places.items() if place}

@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -36,7 +37,8 @@ def as_zip(path: Path, contents: Contents) -> Path:
 def as_tar(path: Path, contents: Contents, suffix: str = ".tar") -> Path:
     path = path.with_name(path.name + suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, f"w:{'' if suffix == '.tar' else suffix.rpartition('.')[2]}") as archive:
+    mode: Any = "w:" + {".tar": "", ".tar.gz": "gz"}[suffix]
+    with tarfile.open(path, mode) as archive:
         for name, data in contents.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)

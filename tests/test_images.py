@@ -20,7 +20,6 @@ from vqgan.images import (
     error_map,
     fit_square,
     fit_stride,
-    list_images,
     load_image,
     normalize,
     pad_square,
@@ -202,15 +201,6 @@ def test_tiny_and_thin_pictures_are_pictures(tmp_path, size):
     assert image.size == size
     assert fit_square(image, 16).getpixel((8, 8)) == RED
     assert pad_square(image, 16)[0].size == (16, 16)
-
-
-def test_pictures_are_listed_by_path_without_hidden_ones(tmp_path):
-    for name in ("b/2.PNG", "b/1.jpeg", "a.webp", "c.txt", ".hidden/3.png", "b/.4.png", "ä ö.jpg"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
-    assert found == ["a.webp", "b/1.jpeg", "b/2.PNG", "ä ö.jpg"]
 
 
 # ----------------------------------------------------------------------------- squares, tensors, sheets

@@ -385,9 +385,13 @@ def test_heif_is_read_where_its_plugin_is_and_told_where_it_is_not(tmp_path, mon
     assert pictures.names == ["1.png"]
     assert "4.jpg` is in HEIF, as phones write it: that needs `pip" in (tmp_path / "cache" / "bad.txt").read_text()
 
+    def red(file, name):
+        file.close()
+        return Image.new("RGB", (9, 9), (255, 0, 0))
+
     plugin = types.ModuleType("pillow_heif")
-    monkeypatch.setitem(Image.OPEN, "HEIF", (lambda file, name: Image.new("RGB", (9, 9), (255, 0, 0)), None))
-    plugin.register_heif_opener = lambda: None
+    monkeypatch.setitem(Image.OPEN, "HEIF", (red, None))
+    monkeypatch.setattr(plugin, "register_heif_opener", lambda: None, raising=False)
     monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
     monkeypatch.setattr("vqgan.images.has_heif", lambda: True)
     pictures = read_pictures(list_pictures(folder), 8, tmp_path / "cache2")

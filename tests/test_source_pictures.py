@@ -72,3 +72,17 @@ def test_a_picture_without_a_source_is_named(tmp_path):
     _folder(tmp_path / "sources", ["000.png"], 200)
     with pytest.raises(DataError, match="11 of 12 pictures have no source in .*, such as `001.png`"):
         read_sources(str(tmp_path / "sources"), tiny_pictures(), tmp_path / "work")
+
+
+def test_a_picture_with_two_sources_is_refused_unless_one_has_its_whole_name(tmp_path):
+    """The last of them used to be taken."""
+    _folder(tmp_path / "sources", ["a.png", "a.webp"], 200)
+    pictures = tiny_pictures(1)
+    for name in ("a.png", "a.jpg"):
+        named = type(pictures)(**{**vars(pictures), "names": [name]})
+        if name == "a.png":
+            _, sources = read_sources(str(tmp_path / "sources"), named, tmp_path / "work")
+            assert sources.pixels[0, 1].max() == 0  # the first one written
+        else:
+            with pytest.raises(DataError, match="`a.jpg` has 2 sources in .*, `a.png` and `a.webp`: keep one of them"):
+                read_sources(str(tmp_path / "sources"), named, tmp_path / "work")

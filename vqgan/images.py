@@ -123,15 +123,6 @@ def is_picture(name: str) -> bool:
     return name.endswith(SUFFIXES) or (name.endswith(HEIF_SUFFIXES) and has_heif())
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """Files under `folder` that are named like pictures, sorted by path, hidden ones left out."""
-    found = []
-    for directory, subdirectories, names in os.walk(folder):
-        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        found += [Path(directory) / name for name in names if is_picture(name) and name[0] != "."]
-    return sorted(found)
-
-
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """The largest centred square of `image`, scaled to `size` x `size`: how training pictures are prepared."""
     side = min(image.size)
