@@ -144,8 +144,9 @@ def test_two_listeners_of_one_session_may_leave_in_mid_stream(client, pages, fau
 
     monkeypatch.setattr(editing, "draw_steps", wait)
     page = pages[0]
-    number, run = next((number, run) for number, run in page.fns.items() if run.name == "stream")
-    data = [getattr(block, "value", None) for block in run.inputs]
+    number, run = next((number, run) for number, run in page.fns.items() if run.name == "write")
+    data = [None if isinstance(block, gr.State) else getattr(block, "value", None) for block in run.inputs]
+    data[0] = {"number": 1, "kept": 0}  # what the page's script counts
     asked = {"data": data, "fn_index": number, "session_hash": "two", "trigger_id": None, "event_data": None}
     client.post("gradio_api/queue/join", json=asked).raise_for_status()
     with contextlib.ExitStack() as open_streams:
