@@ -232,10 +232,9 @@ def answered(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
 def test_every_option_of_a_command_answers_a_wrong_value_with_one_line(name, place, terminal, capsys):
     accepted = answered(capsys, [name, *usual(name, place)])  # nothing, but for `plot`
     cases = list(cases_of(name, place))
+    cases = cases[2 :: max(1, len(cases) // (60 if ALL else 4))]
     counted = 0
-    for i, (arguments, sure) in enumerate(cases):
-        if not ALL and i % max(1, len(cases) // 5) != 2 % len(cases):
-            continue
+    for arguments, sure in cases:
         said = answered(capsys, [name, *arguments])
         if sure:
             assert said and said != accepted, f"accepted: {arguments}"
