@@ -17,6 +17,7 @@ from maskimg_apps.controls import QUIET
 from maskimg_apps.errors import kindly
 from maskimg_apps.models import Models
 from maskimg_apps.pages import list_models
+from maskimg_apps.runs import number
 from maskimg_apps.trainer import Look, Order, Trainer
 from vqgan import ImageError, load_image
 
@@ -86,7 +87,8 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
     ) -> tuple:
         with kindly():
             require_here(request)
-            trainer.start(Order(name.strip(), pictures.strip(), upload or "", preset, minutes))
+            lasts = number("minutes", minutes)
+            trainer.start(Order((name or "").strip(), (pictures or "").strip(), upload or "", preset or "", lasts))
         return show(seen, request)
 
     def end(seen: Any, request: gr.Request) -> tuple:
@@ -100,7 +102,7 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
     stop.click(end, seen, outputs, queue=False, **QUIET)
     timer.tick(show, seen, outputs, queue=False, **QUIET)
     page.load(show, seen, outputs, queue=False, **QUIET)
-    name.change(lambda name: _where(trainer, name.strip()), name, where, queue=False, **QUIET)
+    name.change(lambda name: _where(trainer, (name or "").strip()), name, where, queue=False, **QUIET)
 
 
 def require_here(request: gr.Request) -> None:

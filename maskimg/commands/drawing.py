@@ -253,7 +253,9 @@ def doubts(parser: Parser, arguments: list[str]) -> None:
 
     pipeline = load_pipeline(given)
     square, box = pad_square(opened(given.image), pipeline.image_size)
-    chances = pipeline.doubts(to_prompt(given), pipeline.encode(square)).sigmoid()[0].cpu()
+    asked = to_prompt(given)
+    pipeline.reader.warn([asked])
+    chances = pipeline.doubts(asked, pipeline.encode(square)).sigmoid()[0].cpu()
     heat_map(square, chances).crop(box).save(png_path(given.out), format="PNG")
     worst = divmod(int(chances.argmax()), chances.shape[1])
     print(

@@ -115,7 +115,7 @@ def _plainly(message: str) -> str:
         return message
     option, words = f"--{named[1]}", named[2]
     kinds = [kind for kind in re.findall(r"Expected a <class '(\w+)'>", words) if kind in _EXPECTED]
-    value = re.search(r"(?:Got value|Given value): ?(.*)$", words) or re.search(r"value: (.*)$", words)
+    value = re.match(r".*value: ?(.*)$", words)  # the last of several
     if kinds:
         wanted = " or ".join(dict.fromkeys(_EXPECTED[kind] for kind in kinds))
         return f"{option} must be {wanted}, got {shown(value[1] if value else '')}"
