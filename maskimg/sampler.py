@@ -80,7 +80,9 @@ class Sampler:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "field_guidance", _pairs(self.field_guidance))
         instance("counts", self.counts, tuple, "a list of whole numbers")
-        object.__setattr__(self, "counts", tuple(written_whole("counts", count, 1, 2**20) for count in self.counts))
+        object.__setattr__(
+            self, "counts", tuple(written_whole("each of the counts", count, 1, 2**20) for count in self.counts)
+        )
         if self.counts:
             object.__setattr__(self, "steps", len(self.counts))
         # A browser, or a person, writes 1 for 1.0: the same sampler is written in one way.
