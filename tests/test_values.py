@@ -49,7 +49,7 @@ def test_whole_numbers_of_numpy_and_torch_are_whole_numbers(value):
     [
         (True, "`True`"), (np.bool_(True), "`True`"), (torch.tensor(True), r"`tensor\(True\)`"), (2.0, "2.0"),
         ("3", "`3`"),
-        ([3], r"`\[3\]`"), (torch.tensor([3]), "the type `Tensor`"), (None, "`None`"), (math.nan, "got nan"),
+        ([3], r"`\[3\]`"), (torch.tensor([3]), "the type `Tensor`"), (None, "`None`"), (math.nan, "nan"),
         (b"3", "`b'3'`"), ("a\n\ud800", r"`a\\n\\ud800`"), ("x" * 999, "x…`"), (object(), "the type `object`"),
     ],
 )  # fmt: skip
