@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from vqgan import Tokenizer, load_image
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((16, 16))
 PAINTED = np.zeros((16, 16), bool)
 PAINTED[5, 5] = True
+read: Any = load_image  # with what its signature does not allow
 
 
 @pytest.fixture(scope="module")
@@ -187,13 +189,13 @@ def test_a_list_of_seeds_says_how_many_pictures_there_are():
         (lambda p: p.tokenizer.encode(torch.zeros(1, 3, 16, 16, dtype=torch.int64)), "expected images .* of floats"),
         (lambda p: p.tokenizer.decode([1]), "expected codes \\(b, h, w\\)"),
         (lambda p: p.tokenizer.decode(torch.zeros(1, 4, 4)), "expected codes \\(b, h, w\\) of whole numbers"),
-        (lambda p: Tokenizer.from_pretrained(3), "there is no model directory `3`"),
+        (lambda p: type(p.tokenizer).from_pretrained(3), "there is no model directory `3`"),
         (lambda p: Tokenizer.from_pretrained(""), "there is no model directory ``"),
-        (lambda p: Pipeline.from_pretrained(3), "there is no model directory `3`"),
-        (lambda p: Pipeline.from_pretrained(["emoji-64"]), "there is no model directory"),
+        (lambda p: type(p).from_pretrained(3), "there is no model directory `3`"),
+        (lambda p: type(p).from_pretrained(["emoji-64"]), "there is no model directory"),
         (lambda p: Pipeline.from_pretrained("a\0b"), "there is no model directory"),
-        (lambda p: load_image(3), "expected a picture or the path of one, got `3`"),
-        (lambda p: load_image("x.png", max_pixels="many"), "max_pixels must be a whole number"),
+        (lambda p: read(3), "expected a picture or the path of one, got `3`"),
+        (lambda p: read("x.png", max_pixels="many"), "max_pixels must be a whole number"),
     ],
 )  # fmt: skip
 def test_every_method_names_what_it_cannot_use(pipeline, draw, sentence):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from maskimg.values import shown
 
@@ -37,7 +37,7 @@ class Parser(ArgumentParser):
         for argument in itertools.takewhile(lambda argument: argument != "--", args or []):
             option = argument.partition("=")[0]
             action = self._action_of(option)
-            if action is None or isinstance(action, argparse._AppendAction | ActionConfigFile):
+            if action is None or action.dest == "config" or isinstance(action, argparse._AppendAction):
                 continue
             if action.dest in found:
                 self.error(f"{option} is given twice: give it once")
