@@ -44,7 +44,7 @@ def check_input(name: str, component: Any, value: Any) -> None:
         case gr.Slider() | gr.Number():
             if value is None and isinstance(component, gr.Number):
                 return
-            check = values.written_whole if component.precision == 0 else values.real_number
+            check: Any = values.written_whole if component.precision == 0 else values.real_number
             check(name, value, component.minimum, component.maximum)
         case gr.Checkbox():
             values.truth(name, value)

@@ -16,6 +16,7 @@ from maskimg_apps import answers, tokens
 from maskimg_apps.errors import kindly
 from maskimg_apps.models import Models
 from maskimg_apps.pages import models_listed
+from maskimg_apps.runs import number as read_number
 from maskimg_apps.trainer import Look, Order, Trainer
 from vqgan import ImageError, load_image
 
@@ -88,7 +89,8 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
     ) -> dict[str, Any]:  # fmt: skip
         with kindly():
             require_here(request)
-            trainer.start(Order(name.strip(), pictures.strip(), upload or "", preset, minutes))
+            lasts = read_number("minutes", minutes)
+            trainer.start(Order((name or "").strip(), (pictures or "").strip(), upload or "", preset or "", lasts))
         return show(number, seen, request)
 
     def end(number: Any, seen: Any, request: gr.Request) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
     answers.wire([timer.tick, page.load], show, [seen], outputs, "train", queue=False, **options)
 
     def tell_where(number: Any, name: str) -> dict[str, Any]:
-        return {"answers": number, "values": [_where(trainer, name.strip())]}
+        return {"answers": number, "values": [_where(trainer, (name or "").strip())]}
 
     answers.wire([name.change], tell_where, [name], [where], "train-where", queue=False)
 

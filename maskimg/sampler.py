@@ -14,6 +14,7 @@ PATHS = ("halton", "random")  # orders that do not look at what is predicted
 GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine")
 
 Knots = float | tuple[float, ...]
+_KNOTS = ("token_temperature", "choice_temperature", "guidance")
 _LIMITS = {
     "token_temperature": (0.001, 10),
     "choice_temperature": (0, 100),
@@ -76,12 +77,14 @@ class Sampler:
     revise: float = 0.0
 
     def __post_init__(self):
-        for name in ("counts", "token_temperature", "choice_temperature", "guidance"):
+        for name in ("counts", *_KNOTS):
             if isinstance(getattr(self, name), list):  # as JSON has it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "field_guidance", _pairs(self.field_guidance))
         instance("counts", self.counts, tuple, "a list of whole numbers")
-        object.__setattr__(self, "counts", tuple(written_whole("counts", count, 1, 2**20) for count in self.counts))
+        object.__setattr__(
+            self, "counts", tuple(written_whole("each of the counts", count, 1, 2**20) for count in self.counts)
+        )
         if self.counts:
             object.__setattr__(self, "steps", len(self.counts))
         # A browser, or a person, writes 1 for 1.0: the same sampler is written in one way.
@@ -91,12 +94,11 @@ class Sampler:
             value = getattr(self, name)
             if value == ():
                 raise ValueError(f"{name} is an empty list: give a number")
-            if isinstance(value, tuple) and name not in ("token_temperature", "choice_temperature", "guidance"):
-                raise WrongType(f"{name} must be one number, got {shown(value)}")
-            several = tuple(
-                real_number(name, each, low, high) for each in (value if isinstance(value, tuple) else (value,))
-            )
-            object.__setattr__(self, name, several if isinstance(value, tuple) else several[0])
+            if isinstance(value, tuple) and name in _KNOTS:
+                found: Knots = tuple(real_number(name, each, low, high) for each in value)
+            else:
+                found = real_number(name, value, low, high)
+            object.__setattr__(self, name, found)
         truth("critic_revises", self.critic_revises)
         for name, known in (("order", ORDERS), ("guidance_schedule", GUIDANCE_SCHEDULES)):
             one_of(name, getattr(self, name), known)

@@ -59,9 +59,9 @@ def real_number(name: str, value: Any, low: float | None = None, high: float | N
         found = float(value)
     except OverflowError:
         found = math.inf
-    if not math.isfinite(found):
-        raise ValueError(f"{name} must be a number{_range(low, high, ', ')}, got {shown(value)}")
-    if (low is not None and found < low) or (high is not None and found > high):
+    if not math.isfinite(found) and low is None and high is None:
+        raise ValueError(f"{name} must be a number, got {shown(value)}")
+    if not math.isfinite(found) or (low is not None and found < low) or (high is not None and found > high):
         raise ValueError(f"{name} must be{_range(low, high)}, got {shown(value)}")
     return found
 
@@ -123,7 +123,7 @@ def shown(value: Any) -> str:
 
     A thing whose words would say little, such as a tensor, is told by its type.
     """
-    if type(value) is int or (type(value) is float and math.isfinite(value)):
+    if type(value) in (int, float):
         return _SHORT.repr(value)
     if isinstance(value, str):
         words = value

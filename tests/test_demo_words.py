@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from gradio_client import Client, handle_file
@@ -12,7 +13,7 @@ from tiny import listening_pipeline, tiny_pipeline
 
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe, write_png
-from maskimg_apps import demo, info, look, runs
+from maskimg_apps import controls, demo, info, look, runs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),
@@ -46,6 +47,22 @@ def test_words_on_the_page_draw_what_they_draw_in_python(client, pipeline, tmp_p
     result = pipeline.generate({"class": "bird"}, prompt="red apple", negative="dog", seeds=7)
     write_png(result.images[0], result.recipes[0], tmp_path / "same.png")
     assert Path(pictures[0]["image"]).read_bytes() == (tmp_path / "same.png").read_bytes()
+
+
+def test_a_call_says_which_words_the_model_never_saw(client):
+    """A program sees no warning of the page's, so that the pictures say it."""
+    (picture,), _ = client.predict(prompt="cow", images=1, seed=7, api_name="/generate")
+    assert picture["caption"].startswith("seed 7. At most one caption of the model's training held `cow`")
+    (picture,), _ = client.predict(prompt="red dog", images=1, seed=7, api_name="/generate")
+    assert picture["caption"] == "seed 7"
+
+
+def test_the_page_says_which_words_the_model_never_saw(pipeline, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(controls.gr, "Warning", told.append)
+    order = runs.read_order(pipeline, VALUES | {"prompt": "<b>cow"})
+    next(controls.run_on(cast(controls.Stage, None), pipeline, order, None, "Tokens", "generate"))
+    assert "held `b` and `cow`" in told[0] and "knows no word of the prompt" in told[1]
 
 
 def test_translate_on_the_page_is_translate_in_python(client, pipeline, tmp_path):

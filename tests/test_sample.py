@@ -362,7 +362,7 @@ def test_the_command_draws_what_a_table_says(model, tmp_path, capsys):
     ("options", "sentence"),
     [
         (["--count", "2", "--per-class", "2"], "give one of --count, --per-class and --from"),
-        (["--per-class", "0"], "count and batch size must be 1 or more"),
+        (["--per-class", "0"], "--per-class must be between 1 and 10000000, got 0"),
         (["--from", "nowhere.csv"], "No such file or directory: 'nowhere.csv'"),
         (["--npz", "."], "--npz must name a file, and `.` is a folder"),
         (["--sheet", "sheet.gif"], "--sheet must end in .png"),

@@ -15,7 +15,7 @@ def test_words_that_occur_twice_are_pieces_and_all_others_are_spelt():
     assert words.pieces("Red APPLE") == [BYTES + 2, BYTES]
     assert bytes(words.pieces("green")) == b" green"
     assert bytes(words.pieces("Ünïcode")) == " ünïcode".encode()
-    assert words.unknown("a red zeppelin!") == ["a", "zeppelin", "!"]
+    assert words.unknown("a red zeppelin!") == ["zeppelin"]
 
 
 def test_every_caption_of_training_fits():

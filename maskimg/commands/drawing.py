@@ -306,7 +306,9 @@ def doubts(parser: Parser, arguments: list[str]) -> None:
 
     pipeline = load_pipeline(given)
     square, box = pad_square(_opened(given).rgb, pipeline.image_size)
-    chances = pipeline.doubts(to_prompt(given), pipeline.encode(square)).sigmoid()[0].cpu()
+    asked = to_prompt(given)
+    pipeline.reader.warn([asked])
+    chances = pipeline.doubts(asked, pipeline.encode(square)).sigmoid()[0].cpu()
     write_png(heat_map(square, chances).crop(box), mark("doubts"), out, force=given.force)
     worst = divmod(int(chances.argmax()), chances.shape[1])
     print(

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from maskimg.commands.endings import Refused, fail
 from maskimg.values import shown
@@ -35,7 +35,7 @@ class Parser(ArgumentParser):
         for argument in itertools.takewhile(lambda argument: argument != "--", args or []):
             option = argument.partition("=")[0]
             action = self._action_of(option)
-            if action is None or isinstance(action, argparse._AppendAction | ActionConfigFile):
+            if action is None or action.dest == "config" or isinstance(action, argparse._AppendAction):
                 continue
             if action.dest in found:
                 self.error(f"{option} is given twice: give it once")
@@ -113,7 +113,7 @@ def _plainly(message: str) -> str:
         return message
     option, words = f"--{named[1]}", named[2]
     kinds = [kind for kind in re.findall(r"Expected a <class '(\w+)'>", words) if kind in _EXPECTED]
-    value = re.search(r"(?:Got value|Given value): ?(.*)$", words) or re.search(r"value: (.*)$", words)
+    value = re.match(r".*value: ?(.*)$", words)  # the last of several
     if kinds:
         wanted = " or ".join(dict.fromkeys(_EXPECTED[kind] for kind in kinds))
         return f"{option} must be {wanted}, got {shown(value[1] if value else '')}"
