@@ -1,4 +1,4 @@
-"""Colour: profiles become sRGB, every mode is read rightly, and an edit gives back what it did not draw, bit for bit."""
+"""Colour: profiles become sRGB, every mode is read rightly, and an edit gives back each bit that it did not draw."""
 
 import io
 import struct
@@ -159,12 +159,12 @@ def test_numbers_on_no_known_scale_are_refused(value):
 # ----------------------------------------------------------------------------- text beside a picture
 
 
-@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "tEXt"])
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt"])
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_a_long_text_beside_a_picture_is_no_damage(kind, place, tmp_path):
     """Pillow refuses the whole picture, and it was called damaged."""
     picture, long = noise(), zlib.compress(bytes(5_000_000))
-    text = {"zTXt": b"x\0\0" + long, "iTXt": b"x\0\1\0\0\0" + long, "tEXt": b"x\0" + b"y" * 70_000_000}[kind]
+    text = {"zTXt": b"x\0\0" + long, "iTXt": b"x\0\1\0\0\0" + long}[kind]
     own = PngImagePlugin.PngInfo()
     own.add_itxt("maskimg", '{"task": "generate"}')
     data = encoded(picture, "PNG", pnginfo=own, icc_profile=profile(RGB, 1.8))
