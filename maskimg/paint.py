@@ -18,6 +18,7 @@ from vqgan.original import Original
 
 LEVEL = 127
 NOTHING = "nothing is painted: paint the part to redraw"
+MANY = 16  # different greys, more than a smooth edge or a pale paint has
 RULE = f"above {LEVEL} is paint"
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of an array, by its channels
 
@@ -124,8 +125,9 @@ def _note(image: Image.Image, levels: np.ndarray, pixels: np.ndarray, original: 
     apart = np.abs(levels.astype(np.int16) - picture)
     if max(apart.mean(), apart[pixels].mean()) < 2 and picture.min() < picture.max():
         return f"the mask looks the same as the picture, and the bright part of it, {share}, is redrawn: paint a mask"
-    lit = levels > LEVEL // 8
-    if (levels[lit] < 255 - LEVEL // 8).mean() > 0.5:
+    lit = levels[levels > LEVEL // 8]
+    greys = lit[lit < 255 - LEVEL // 8]
+    if len(greys) > len(lit) / 2 and np.count_nonzero(np.bincount(greys)) >= MANY:  # not one pale paint
         return (
             f"most of the mask is neither black nor white, like a photo: what is brighter than {LEVEL} of 255 is "
             f"redrawn, {share} of it" + ("; what is transparent stays" if holed else "")

@@ -302,7 +302,11 @@ class Pipeline:
         """Redraw the painted part of a picture of any size; every pixel outside the redrawn tokens stays as it was.
 
         Args:
-            mask: white (above 127) or True where to redraw; as large as the picture.
+            image: a picture in Python, or the path of one. Modes L, LA, RGB and RGBA, 16 bits of grey, transparency and
+                colour profile are given back: a grey picture stays grey, a palette becomes RGB or RGBA, one bit becomes
+                L. What no PNG holds (CMYK, LAB, floating point) becomes 8-bit sRGB. Files are turned upright.
+            mask: white (above 127 of 255) or True where to redraw; as large as the picture. What is transparent is not
+                painted. Arrays have up to 4 channels; floating-point ones run from 0 to 1, or to 255.
             label, prompt, negative, sampler, best_of: as in `generate`.
             coverage, grow, feather: which tokens the paint reaches, and how their edge fades, as in `make_hole`.
             window: pixels of the picture along the side of the square that the model sees at a time; smaller than the
@@ -332,7 +336,7 @@ class Pipeline:
         best_of: int = 1,
         window: int | None = None,
     ) -> Result:
-        """Draw what lies around a picture; all its own pixels stay as they were. Can be repeated.
+        """Draw what lies around a picture; all its own pixels stay as they were, as in `inpaint`. Can be repeated.
 
         Args:
             margins: left, top, right and bottom, in tokens; each at most half of the model's grid.
@@ -366,8 +370,8 @@ class Pipeline:
 
         Args:
             strength: the share, above 0 and at most 1; with more, the same tokens and further ones.
-            mask: white or True where tokens may change; the pixels of all others stay, at the picture's own size.
-                Without a mask the whole picture is decoded, at the model's size.
+            mask: white or True where tokens may change; the pixels of all others stay, at the picture's own size and in
+                its mode, as in `inpaint`. Without a mask the whole picture is decoded, at the model's size, in RGB.
             label, prompt, negative, sampler, best_of: as in `generate`.
 
         Raises:

@@ -29,7 +29,7 @@ from maskimg import editing
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
 from maskimg_apps import controls, demo, drawing, info, runs, tokens
-from maskimg_apps.uploads import MAX_BLOBS, Drawing, RecentBlobs, guard_editor, open_upload
+from maskimg_apps.uploads import MAX_BLOBS, Drawing, RecentBlobs, guard_editor, open_mask, open_upload
 from vqgan import ImageError, load_image
 
 # Gradio's own statistics, every few calls.
@@ -708,7 +708,7 @@ def test_a_brush_is_as_wide_as_an_eighth_of_the_picture():
 def test_an_upload_is_called_what_it_is(tmp_path):
     (tmp_path / "x.png").write_bytes(b"")
     with pytest.raises(ImageError, match="^the mask is not a readable"):
-        open_upload(str(tmp_path / "x.png"), "mask")
+        open_mask(str(tmp_path / "x.png"))
     with pytest.raises(ImageError, match="^the picture is no longer on the server"):
         open_upload(str(tmp_path / "gone.png"))
 

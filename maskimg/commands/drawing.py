@@ -117,7 +117,9 @@ def _export(given: Namespace, pipeline: Any, labels: Sequence[Any], npz: Path | 
 
 def inpaint(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to change")
-    parser.add_argument("mask", type=str, help="picture of the same size, white where to redraw")
+    parser.add_argument(
+        "mask", type=str, help="picture of the same size, white where to redraw; what is transparent stays"
+    )
     _add_edit(parser)
     parser.add_argument("--coverage", type=float, default=0.0, help="painted share above which a token is redrawn")
     parser.add_argument("--grow", type=int, default=1, help="rings of tokens redrawn around the paint")

@@ -104,7 +104,7 @@ def test_paint_lies_where_it_was_put_and_all_else_stays(browser, address, seen, 
         expect(page.locator("#inpaint-panel .mk-count")).to_contain_text("will be redrawn")
         picture, mask = seen[-1]
         assert picture.size == size
-        painted = box_of(mask)
+        painted = box_of(mask.pixels)
         # One pixel of the picture, or one of the screen where that is coarser, at each edge.
         slack = 1 + max(size[0] / (shown[2] - shown[0]), 1)
         assert np.abs(np.subtract(painted, expected)).max() <= slack, (painted, expected)
