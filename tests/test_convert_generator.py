@@ -239,7 +239,7 @@ def test_a_folder_of_other_things_is_not_replaced(google, tokenizer, tmp_path, c
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.txt").write_text("years of work")
     said = refused(capsys, "convert", google, "--tokenizer", tokenizer, "--out", tmp_path / "papers", "--classes", "5")
-    assert "choose a new one" in said
+    assert "holds `thesis.txt`, which maskimg did not write there: choose another place" in said
     assert (tmp_path / "papers" / "thesis.txt").read_text() == "years of work"
 
 

@@ -60,11 +60,12 @@ def require_working(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_trainer(directory: Path, *, active: bool = True) -> Iterator[None]:
+def only_trainer(directory: Path, *, active: bool = True, says: bool = True) -> Iterator[None]:
     """Inside, no other process can train in `directory`; the lock goes with this process, however it ends.
 
     Args:
         active: not where another process of the same training holds the lock.
+        says: where the disk knows no locks, say it; not for each stage of a training again.
 
     Raises:
         TrainingError: another one does.
@@ -79,20 +80,19 @@ def only_trainer(directory: Path, *, active: bool = True) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in NO_LOCKS:
-                print(
-                    f"note: the disk of `{directory}` knows no locks ({error.strerror}), so nothing keeps a second "
-                    "training out of it",
-                    file=sys.stderr,
-                )
-            elif error.errno not in HELD:
-                raise
-            else:
+            if error.errno in HELD:
                 file.seek(0)
                 raise TrainingError(
                     f"`{directory}` is being trained in by {file.read().strip() or 'another process'}: wait for it, "
                     "or choose another --out"
                 ) from error
+            if error.errno not in NO_LOCKS:
+                raise
+            if says:
+                note = (
+                    f"the disk of `{directory}` knows no locks ({error.strerror}), so a second training is not kept out"
+                )
+                print(f"note: {note}", file=sys.stderr)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

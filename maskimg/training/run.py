@@ -286,7 +286,7 @@ class Run:
             self._saved = self.step
 
     def _alone(self):
-        return only_trainer(self.directory, active=ranks.is_first())
+        return only_trainer(self.directory, active=ranks.is_first(), says=False)
 
     def _agree(self, stop: bool, due: bool) -> tuple[bool, bool]:
         """Stop where anyone was asked to; it is the first process's clock that counts."""
