@@ -167,9 +167,10 @@ def serve(
     for option, given in (("--share", share), ("--mcp", mcp)):
         if given:
             require_usable_proxies(option)
+    # What cannot be served is refused before a model is loaded.
     _check_folder(Path(folder))
+    free_port(host, port)
     pick_dtype(dtype, pick_device(device))
-    free_port(host, port)  # what cannot be served is refused before a model is loaded
     models = Models(partial(Pipeline.from_pretrained, device=device, dtype=dtype), chosen=model, folder=Path(folder))
     if models.first:
         models.pipeline(models.first)
