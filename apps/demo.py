@@ -23,6 +23,7 @@ from typing import Any
 import gradio as gr
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from gradio import route_utils, routes
 from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
 
@@ -169,9 +170,10 @@ def serve(
     for option, given in (("--share", share), ("--mcp", mcp)):
         if given:
             require_usable_proxies(option)
+    # What cannot be served is refused before a model is loaded.
     _check_folder(Path(folder))
+    free_port(host, port)
     pick_dtype(dtype, pick_device(device))
-    free_port(host, port)  # what cannot be served is refused before a model is loaded
     models = Models(partial(Pipeline.from_pretrained, device=device, dtype=dtype), chosen=model, folder=Path(folder))
     if models.first:
         models.pipeline(models.first)
@@ -346,6 +348,8 @@ def _left_clean(trainer: Trainer | None) -> Iterator[None]:
     """Inside, uploads have a folder that nobody else may read; at the end it goes, and so does a training."""
     uploads = tempfile.mkdtemp(prefix="maskimg-demo-")  # mode 0700
     os.environ["GRADIO_TEMP_DIR"] = uploads
+    # Gradio has noted /tmp/gradio when it was imported, which may be somebody else's.
+    routes.DEFAULT_TEMP_DIR = route_utils.DEFAULT_TEMP_DIR = uploads  # pyright: ignore[reportPrivateImportUsage]
     try:
         yield
     finally:
