@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from maskimg.transformer import MaskedTransformer as MaskedTransformer
     from maskimg.transformer import TokenCritic as TokenCritic
     from maskimg.transformer import TransformerConfig as TransformerConfig
+    from maskimg.values import PromptWarning as PromptWarning
 
 _HOMES = {
     "MaskedTokenDataset": "codes",

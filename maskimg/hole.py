@@ -182,7 +182,8 @@ def make_margins(
     limits = (w // 2, h // 2, w // 2, h // 2)
     if not isinstance(margins, Sequence | np.ndarray) or isinstance(margins, str | bytes) or len(margins) != 4:
         raise WrongType(f"margins must be four whole numbers, of left, top, right and bottom, got {shown(margins)}")
-    margins = tuple(whole_number("each of the margins", margin) for margin in margins)
+    left, top, right, bottom = (whole_number("each of the margins", margin) for margin in margins)
+    margins = (left, top, right, bottom)
     if any(not 0 <= margin <= limit for margin, limit in zip(margins, limits, strict=True)) or not any(margins):
         raise ValueError(
             f"margins must be between 0 and {h // 2} tokens, half the model's grid, and not all 0, got "
@@ -193,7 +194,6 @@ def make_margins(
     inner, box = lay_out(original.rgb, grid, stride, window)
     if box != (0, 0, *inner.size):
         raise ValueError(f"the window must be at most the picture's shorter side, {min(width, height)}, got {window}")
-    left, top, right, bottom = margins
 
     # The same margins in pixels of the picture, and on the canvas.
     scales = (width * stride / inner.width, height * stride / inner.height)
