@@ -175,9 +175,13 @@ def test_a_second_signal_ends_at_once(tmp_path):
 def test_a_forked_child_dies_as_if_nobody_listened_and_says_nothing(tmp_path):
     done = child(
         """
+        heard, told = os.pipe()
         process = os.fork()
         if not process:
+            os.write(told, b"!")  # a signal that comes before Python is back from the fork is lost
             time.sleep(60)
+            os._exit(1)
+        os.read(heard, 1)
         os.kill(process, signal.SIGTERM)
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
         """,
