@@ -25,6 +25,7 @@ from maskimg.network import Modulation, Network, joined
 from maskimg.noise import Chance, Source, rand, randint
 from maskimg.sampler import Sampler
 from maskimg.sampling import draw_codes, sample
+from maskimg.values import WrongType, shown, whole_number
 
 Given = Condition | torch.Tensor | dict[str, Any] | None  # labels (b, f) alone, or what a foreign network takes
 Guidance = float | Mapping[str, float]
@@ -407,7 +408,7 @@ class MaskGit(nn.Module):
         Args:
             batch_size: None draws one, without the batch axis.
             codes: grids to complete, MASK where a code is missing; all MASK if not given.
-            steps: of the sampler; ignored where a whole `sampler` is given.
+            steps: of the loop, where no whole `sampler` is given.
             seeds: (b,), one per image; random if not given.
             start_temperature, filter_thres, noise_level_scale: as in x-transformers: a token temperature that falls
                 from here to (almost) 0, the share of codes that is never drawn, and the noise on a critic's scores.
@@ -419,8 +420,23 @@ class MaskGit(nn.Module):
         """
         refuse_positional("MaskGit.generate", others, condition)
         h, w = self.grid
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        if batch_size is not None:
+            batch_size = whole_number("batch_size", batch_size, 1)
+        if codes is not None and not isinstance(codes, torch.Tensor):
+            raise WrongType(f"codes must be a tensor of grids to complete, got {shown(codes)}")
+        if sampler is not None and not isinstance(sampler, Sampler):
+            raise WrongType(f"sampler must be a Sampler, got {shown(sampler)}")
+        numbers = {
+            "steps": steps,
+            "start_temperature": start_temperature,
+            "filter_thres": filter_thres,
+            "noise_level_scale": noise_level_scale,
+        }
+        named = next((name for name, value in numbers.items() if value is not None), None)
+        if sampler is not None and named:
+            raise ValueError(f"give either {named} or a whole sampler, which has that number already")
+        if seeds is not None and (not isinstance(seeds, torch.Tensor) or seeds.dtype.is_floating_point):
+            raise WrongType(f"seeds must be a tensor of whole numbers, got {shown(seeds)}")
         single = batch_size is None and (codes is None or tuple(codes.shape) in ((h, w), (h * w,)))
         if single and self.flat and codes is not None and codes.ndim == 2:
             single = False  # (1, n) is a batch of one where codes are flat

@@ -37,8 +37,8 @@ NOTES = {MANIFEST: ("format", "files"), "run.json": ("format", "recipe"), "begun
 WORK = re.compile(r"((?:.*/)?[^/]+\.training/)(?:(?:pictures|sources|codes|codes\.source|tokenizer|generator)/.*)?$")
 
 CLUTTERED = (
-    "hidden picture, or one that a file manager keeps for itself",
-    "hidden pictures, or such as a file manager keeps for itself",
+    "picture that is hidden or that a file manager keeps for itself",
+    "pictures that are hidden or that a file manager keeps for itself",
 )
 COMPANION = ("picture that belongs to another one's sample", "pictures that belong to another one's sample")
 IN_NO_PART = (

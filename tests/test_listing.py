@@ -405,7 +405,7 @@ def test_heif_is_read_where_its_plugin_is_and_told_where_it_is_not(tmp_path, mon
 def test_what_is_left_out_is_told_in_a_line_for_each_reason(tmp_path):
     listing = list_pictures(as_folder(tmp_path, TREES["clutter"] | TREES["others"]))
     assert left_out(listing) == [
-        "8 hidden pictures, or such as a file manager keeps for itself (#recycle/9.png, $RECYCLE.BIN/x/6.png, "
+        "8 pictures that are hidden or that a file manager keeps for itself (#recycle/9.png, $RECYCLE.BIN/x/6.png, "
         ".git/x.png, ...)",
         "3 files of other formats (README.md, a.psd, c.svg)",
         "1 archive, which is not looked into (b.zip)",

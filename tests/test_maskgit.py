@@ -914,6 +914,12 @@ def test_one_grid_comes_without_a_batch_axis_if_none_was_asked_for(given, expect
     ("given", "message"),
     [
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, 1 or more, got 2.5"),
+        ({"batch_size": "2"}, "batch_size must be a whole number, 1 or more, got `2`"),
+        ({"batch_size": 1, "sampler": "fast"}, "sampler must be a Sampler, got `fast`"),
+        ({"batch_size": 2, "seeds": torch.tensor([1.0, 2.0])}, "seeds must be a tensor of whole numbers"),
+        ({"codes": [[1, 2]]}, "codes must be a tensor of grids to complete"),
+        ({"steps": 3, "sampler": Sampler(steps=2)}, "give either steps or a whole sampler"),
         ({"batch_size": -2, "codes": torch.full((2, 4, 4), 12)}, "batch_size must be 1 or more, got -2"),
         ({"codes": torch.full((2, 4, 4), 12), "batch_size": 3}, "batch_size is 3, but there are 2 grids to complete"),
         ({"codes": torch.full((2, 4, 5), 12)}, r"expected grids of \(4, 4\) codes to complete, got \(2, 4, 5\)"),

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vqgan.colour import WHITE, from_srgb, seen, storable
-from vqgan.images import MAX_PIXELS, read_image
+from vqgan.images import MAX_PIXELS, ImageError, read_image
 
 Edges = tuple[int, int, int, int]
 
@@ -83,6 +83,8 @@ def original_of(image: Image.Image | Original) -> Original:
     """A Pillow picture as one that can be edited; it is taken as it lies, whatever its EXIF orientation says."""
     if isinstance(image, Original):
         return image
+    if not isinstance(image, Image.Image):
+        raise ImageError(f"expected a picture or the path of one, got `{str(image)[:60]}`")
     kept = storable(image)
     return Original(kept, seen(kept))
 
