@@ -1,11 +1,9 @@
 """Which device and which number format to compute in, decided by measuring rather than by name."""
 
-import contextlib
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -48,18 +46,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """A context that computes matrix products and convolutions in `dtype`."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-@contextlib.contextmanager
-def without_gradient() -> Iterator[None]:
-    """A context like `torch.no_grad()`, after which the same weights can be learnt in the same autocast.
-
-    Autocast keeps its copies of the weights. Up to torch 2.10 a copy that was made without gradient is used again
-    where there should be one, and those weights are then never trained.
-    """
-    with torch.no_grad():
-        yield
-    torch.clear_autocast_cache()
 
 
 def can_compile(device: torch.device) -> bool:

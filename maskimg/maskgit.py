@@ -19,9 +19,8 @@ from torch import nn
 
 from maskimg.conditions import Condition, as_condition, drop_condition
 from maskimg.foreign import ForeignCritic, ForeignNet, make_sampler, refuse_positional
-from maskimg.hardware import without_gradient
 from maskimg.masking import Schedule, elbo_weights, random_mask, random_ratio, schedule_named, training_counts
-from maskimg.network import Modulation, Network, joined
+from maskimg.network import Modulation, Network, joined, without_gradient
 from maskimg.noise import Chance, Source, rand, randint
 from maskimg.sampler import Sampler
 from maskimg.sampling import draw_codes, sample

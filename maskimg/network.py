@@ -6,7 +6,8 @@ face can be wrapped (`maskimg.foreign`), but not written to files.
 Shapes: b images, h w tokens, v codes, d features, f label fields, m tokens of a batch.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -196,3 +197,15 @@ def _check_context(source: Any, context: Context, b: int) -> None:
 def cross_entropy(logits: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     """Logits (m, v) and the right codes (m,) -> (m,) nats in fp32."""
     return F.cross_entropy(logits.float(), codes, reduction="none", label_smoothing=label_smoothing)
+
+
+@contextlib.contextmanager
+def without_gradient() -> Iterator[None]:
+    """A context like `torch.no_grad()`, after which the same weights can be learnt in the same autocast.
+
+    Autocast keeps its copies of the weights. Up to torch 2.10 a copy that was made without gradient is used again
+    where there should be one, and those weights are then never trained.
+    """
+    with torch.no_grad():
+        yield
+    torch.clear_autocast_cache()

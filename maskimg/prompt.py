@@ -88,10 +88,16 @@ class PromptReader:
         prompts = [as_prompt(each) for each in asked]
         captions = [prompt.text for prompt in prompts if prompt.text is not None]
         captions += [prompt.negative for prompt in prompts if prompt.negative and prompt.negative.strip()]
-        return self.words.remarks(list(dict.fromkeys(captions)))
+        captions = list(dict.fromkeys(captions))
+        self.words.check(captions)
+        return self.words.remarks(captions)
 
     def warn(self, asked: Sequence[Asked]) -> None:
-        """The remarks as a PromptWarning each, to the caller of whoever calls this."""
+        """The remarks as a PromptWarning each, to the caller of whoever calls this.
+
+        Raises:
+            ValueError: a prompt is longer than the model reads: that is said instead.
+        """
         for remark in self.remarks(asked):
             warnings.warn(remark, PromptWarning, stacklevel=3)
 

@@ -46,6 +46,10 @@ class Words(Protocol):
         """Captions -> (b, s) pieces or (b, s, e) features, always `source.length` long; an empty one has none."""
         ...
 
+    def check(self, captions: Sequence[str]) -> None:
+        """Raises: ValueError where one of these captions is longer than the model reads."""
+        ...
+
     def remarks(self, captions: Sequence[str]) -> list[str]:
         """What to know before these captions are drawn, a sentence each: words that it never saw, say."""
         ...
@@ -119,6 +123,15 @@ class WordPieces:
         """The words of a caption that no training caption is known to have held, each once; signs are no words."""
         return list(dict.fromkeys(word for word in split(caption) if word[0].isalnum() and word not in self.seen))
 
+    def check(self, captions: Sequence[str]) -> None:
+        for caption in captions:
+            check_length(caption)
+            if (count := len(self.pieces(caption))) > self.length:
+                raise ValueError(
+                    f"this prompt is {count} pieces long, and the model reads {self.length}: make it shorter"
+                    + _spelt(self.unknown(caption))
+                )
+
     def remarks(self, captions: Sequence[str]) -> list[str]:
         return [*_unseen(self, captions), *_wordless(captions, self.seen)]
 
@@ -130,17 +143,13 @@ class WordPieces:
         Raises:
             ValueError: a caption is longer than the model reads.
         """
+        if not cut:
+            self.check(captions)
         values = torch.zeros(len(captions), self.length, dtype=torch.int64)
         present = torch.zeros(len(captions), self.length, dtype=torch.bool)
         for row, caption in enumerate(captions):
             check_length(caption)
-            pieces = self.pieces(caption)
-            if len(pieces) > self.length and not cut:
-                raise ValueError(
-                    f"this prompt is {len(pieces)} pieces long, and the model reads {self.length}: make it shorter"
-                    + _spelt(self.unknown(caption))
-                )
-            pieces = pieces[: self.length]
+            pieces = self.pieces(caption)[: self.length]
             values[row, : len(pieces)] = torch.tensor(pieces, dtype=torch.int64)
             present[row, : len(pieces)] = True
         return Context(values, present)
@@ -191,6 +200,17 @@ class FrozenWords:
     def told(self) -> str:
         return f"whatever `{self.name}` can read, up to {self.length} tokens"
 
+    def check(self, captions: Sequence[str]) -> None:
+        """Raises: ValueError where one of these captions is longer than the model reads."""
+        for caption in captions:
+            check_length(caption)
+        told = self.tokenizer(list(captions), padding="max_length", truncation=False, return_tensors=None)
+        longest = max((sum(row) for row in told["attention_mask"]), default=0)
+        if longest > self.length:
+            raise ValueError(
+                f"this prompt is {longest} tokens long, and the model reads {self.length}: make it shorter"
+            )
+
     def remarks(self, captions: Sequence[str]) -> list[str]:
         """Its encoder has read more than anybody knows: only of captions that say nothing."""
         return _wordless(captions, None)
@@ -198,14 +218,11 @@ class FrozenWords:
     @torch.no_grad()
     def encode(self, captions: Sequence[str], *, cut: bool = False) -> Context:
         """As `WordPieces.encode`; features (b, s, e)."""
-        for caption in captions:
-            check_length(caption)
-        told = self.tokenizer(list(captions), padding="max_length", truncation=False, return_tensors=None)
-        longest = max((sum(row) for row in told["attention_mask"]), default=0)
-        if longest > self.length and not cut:
-            raise ValueError(
-                f"this prompt is {longest} tokens long, and the model reads {self.length}: make it shorter"
-            )
+        if cut:
+            for caption in captions:
+                check_length(caption)
+        else:
+            self.check(captions)
         told = self.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )

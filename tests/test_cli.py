@@ -167,7 +167,7 @@ def test_edits_that_cannot_be_done_get_a_sentence(model, picture, mask, tmp_path
         (["outpaint", picture, "--left", "1", "--window", "30"], "at most the picture's shorter side, 24, got 30"),
         (["outpaint", tmp_path / "none.png", "--left", "1"], "there is no such file"),
         (["vary", picture, "--strength", "2"], "strength must be above 0 and at most 1, got 2.0"),
-        (["vary", picture, "--strength", "much"], "expected a number"),
+        (["vary", picture, "--strength", "much"], "must be a number"),
         (["vary", picture, "--mask", tmp_path / "none.png"], "there is no such file"),
         (["inpaint", picture, mask, "--window", "0"], "the window must be 1 pixel or more, got 0"),
         (["inpaint", picture, mask, "--feather", "3"], "feather must be between 0 and 1, got 3.0"),

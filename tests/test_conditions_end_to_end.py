@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from PIL import Image
-from test_end_to_end import QUICK
+from test_end_to_end import QUICK, instead
 
 from maskimg.cli import main
 from maskimg.codes import read_codes
@@ -14,7 +14,9 @@ from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
 from vqgan import load_image
 
-QUICKER = [*QUICK, "--tokenizer_budget.steps", "20", "--generator_budget.steps", "30", "--generator.critic_depth", "0"]
+QUICKER = instead(
+    QUICK, "--tokenizer_budget.steps", "20", "--generator_budget.steps", "30", "--generator.critic_depth", "0"
+)
 
 
 @pytest.fixture(scope="module")

@@ -60,9 +60,9 @@ def test_a_call_says_which_words_the_model_never_saw(client):
 def test_the_page_says_which_words_the_model_never_saw(pipeline, monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(controls.gr, "Warning", told.append)
-    order = runs.read_order(pipeline, VALUES | {"prompt": "<b>cow"})
+    order = runs.read_order(pipeline, VALUES | {"prompt": "<b>"})
     next(controls.run_on(cast(controls.Stage, None), pipeline, order, None, "Tokens", "generate"))
-    assert "held `b` and `cow`" in told[0] and "knows no word of the prompt" in told[1]
+    assert "held `b`" in told[0] and "knows no word of the prompt" in told[1]
 
 
 def test_translate_on_the_page_is_translate_in_python(client, pipeline, tmp_path):

@@ -1,5 +1,6 @@
 """A folder of drawn pictures through every command, as a person would type them."""
 
+import itertools
 import json
 import shutil
 
@@ -17,6 +18,13 @@ QUICK = [
     "--generator_training.batch_size", "32", "--generator_budget.minutes", "null", "--generator_budget.steps", "60",
     "--critic_budget.minutes", "null", "--critic_budget.steps", "10",
 ]  # fmt: skip
+
+
+def instead(options: list[str], *others: str) -> list[str]:
+    """Pairs of option and value, `others` in place of those of the same option: one that is given twice is refused."""
+    given = [*options, *others]
+    pairs = dict(zip(given[::2], given[1::2], strict=True))
+    return [*itertools.chain.from_iterable(pairs.items())]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +98,9 @@ def test_the_stages_one_by_one_give_a_model_too(folder, tmp_path, capsys):
 def test_an_archive_goes_through_every_stage(folder, tmp_path, capsys):
     """Also that a tokenizer which did not encode the codes is refused: it would decode them to something else."""
     archive = shutil.make_archive(str(tmp_path / "shapes"), "zip", folder)
-    quick = [*QUICK, "--tokenizer_budget.steps", "3", "--generator_budget.steps", "3", "--critic_budget.steps", "2"]
+    quick = instead(
+        QUICK, "--tokenizer_budget.steps", "3", "--generator_budget.steps", "3", "--critic_budget.steps", "2"
+    )
     tokenizers = [str(tmp_path / name) for name in ("one", "other")]
     for name, seed in zip(tokenizers, "01", strict=True):
         main(["train-tokenizer", archive, "--out", name, *quick, "--tokenizer_training.seed", seed])

@@ -38,7 +38,9 @@ def data(tmp_path) -> Path:
 
 def trained(data: Path, steps: int, *options: str, codes: str = "codes") -> int:
     """The exit code of `maskimg train-generator`."""
-    command = ["train-generator", str(data / codes), str(data / "tokenizer"), "--out", str(data / "model"), *TINY]
+    command = ["train-generator", str(data / codes), str(data / "tokenizer"), "--out", str(data / "model")]
+    names = {option.partition("=")[0] for option in options}
+    command += [option for option in TINY if option.partition("=")[0] not in names]
     try:
         return main([*command, f"--generator_budget.steps={steps}", *options])
     except SystemExit as end:

@@ -57,7 +57,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_name_that_no_file_can_have_is_refused(tmp_path):
     for name in ("a\0b.png", "x" * 5000 + ".png"):
-        with pytest.raises(ImageError, match="cannot be read"):
+        with pytest.raises(ImageError, match="cannot be (read|the path of a file)"):
             load_image(tmp_path / name)
 
 

@@ -141,7 +141,7 @@ def visit(address: str, folder: Path, **options) -> Client:
 def call(address: str, folder: Path, **options):
     client = visit(address, folder)
     try:
-        return client.predict(**options, images=1, seed=0, api_name="/generate")
+        return client.predict(**{"images": 1, "seed": 0} | options, api_name="/generate")
     finally:
         client.close()
 

@@ -252,7 +252,8 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_that_is_said(tmp_pat
     note = "".join(capsys.readouterr())
     assert "step-000000004/model.safetensors` is damaged" in note
     assert differing(model, expected) == []
-    assert _checkpoints(tmp_path / "run") == ["step-000000006"]
+    # What is not as it was written might be somebody's, and is left.
+    assert _checkpoints(tmp_path / "run") == ["step-000000004", "step-000000006"]
 
 
 @pytest.mark.parametrize(

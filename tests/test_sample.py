@@ -28,7 +28,7 @@ from maskimg_apps import sample
 from maskimg_apps.claims import claimed
 from maskimg_apps.exports import contact_sheet, write_npz
 from maskimg_apps.sample import compiles_itself, each_name, read_table, sample_folder
-from vqgan import load_image
+from vqgan import load_image, writing
 
 FIELDS = LabelFields(LABELS)
 READER = PromptReader(FIELDS, None, [])
@@ -120,14 +120,14 @@ def test_seeds_go_round_at_the_end_of_their_range(pipeline, tmp_path):
 
 def test_nothing_half_written_is_left_or_counted_and_nobody_elses_temporary_file_is_removed(pipeline, tmp_path):
     """Every `.*.tmp` used to be deleted; ours say so, and who wrote them."""
-    gone, here = ended_process(), os.getpid()
+    gone, here, mark = ended_process(), os.getpid(), f"{writing._machine()}0123abcd"
     for name in ("000001.png", "000007.png", "run.json"):
-        (tmp_path / f".{name}.maskimg-{gone}-0123abcd.tmp").write_bytes(b"half")
-    others = [".000001.png.tmp", ".x.tmp", f".y.maskimg-{here}-0123abcd.tmp", f".z.maskimg-{gone}-short.tmp"]
+        (tmp_path / f".{name}.maskimg-{gone}-{mark}.tmp").write_bytes(b"half")
+    others = [".000001.png.tmp", ".x.tmp", f".y.maskimg-{here}-{mark}.tmp", f".z.maskimg-{gone}-short.tmp"]
     for name in others:
         (tmp_path / name).write_bytes(b"theirs")
-    (tmp_path / f".folder.maskimg-{gone}-0123abcd.tmp").mkdir()
-    others.append(f".folder.maskimg-{gone}-0123abcd.tmp")
+    (tmp_path / f".folder.maskimg-{gone}-{mark}.tmp").mkdir()
+    others.append(f".folder.maskimg-{gone}-{mark}.tmp")
     assert sample_folder(pipeline, tmp_path, [None] * 2) == 2
     ours = [".lock", "000000.png", "000001.png", "run.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*ours, *others])

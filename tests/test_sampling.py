@@ -1105,7 +1105,7 @@ def test_seeds_that_are_not_given_come_from_torchs_own():
         ({"steps": -3}, "steps must be between"),
         ({"steps": 5000}, "steps must be between"),
         ({"steps": 2.5}, "must be a whole number between 1 and 1024, got 2.5"),
-        ({"steps": math.nan}, "steps must be between"),
+        ({"steps": math.nan}, "steps must be a whole number between"),
         ({"counts": (3, 0)}, "each of the counts must be between 1 and 1048576, got 0"),
         ({"counts": (3, -1, 2)}, "each of the counts must be between 1 and 1048576, got -1"),
         ({"counts": (1.5, 2)}, "each of the counts must be a whole number between 1 and 1048576, got 1.5"),

@@ -37,9 +37,7 @@ SUFFIXES_OF = {
     "DIB": (".dib",),
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-}
-if "avif" in features.modules:  # from Pillow 11.3 on
-    SUFFIXES_OF["AVIF"] = (".avif", ".avifs")
+} | ({"AVIF": (".avif", ".avifs")} if "avif" in features.modules else {})  # from Pillow 11.3 on
 FORMATS = tuple(SUFFIXES_OF)
 SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # read where the plug-in `pillow_heif` is installed
@@ -312,10 +310,10 @@ def _identify(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         formats = ("HEIF",)
     for kind in formats:
         factory, accept = Image.OPEN.get(kind, (None, None))
-        if factory is None or (accept is not None and accept(prefix) is not True):
-            continue
-        file.seek(0)
         try:
+            if factory is None or (accept is not None and accept(prefix) is not True):
+                continue
+            file.seek(0)
             return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # it begins like one, and is none
