@@ -230,15 +230,19 @@ def sample(
     return codes
 
 
+class NotFinite(ValueError):
+    """Predictions that are not finite; the message says what to do."""
+
+
 def check_finite(scores: torch.Tensor, dtype: torch.dtype) -> None:
     """Refuse what was drawn from predictions that are not finite, by the `scores` (b, h, w) of the last Step.
 
     Raises:
-        ValueError: they are not, computed in `dtype`.
+        NotFinite: they are not, computed in `dtype`.
     """
     if not bool(scores.isfinite().all()):
         plain = dtype == torch.float32
-        raise ValueError(
+        raise NotFinite(
             f"the model's predictions are not finite in {'fp32' if plain else 'bf16'}: "
             + ("it has to be trained again" if plain else "try dtype `fp32`, or train it again")
         )

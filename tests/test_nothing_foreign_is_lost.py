@@ -165,7 +165,7 @@ def test_working_files_do_not_go_into_a_folder_of_somebody_elses(command, root, 
     """`birds.training` may well be where somebody keeps the pictures to train on."""
     _note(Path("out.training/000.png"))
     before = digest(root)
-    assert "`out.training` is for working files, and holds `000.png`" in refused(capsys, command, "out")
+    assert "working files go into `out.training`, which holds `000.png`" in refused(capsys, command, "out")
     (root / "out.training" / "lock").write_text("mine")
     assert "`out.training/lock` is no lock of maskimg's" in refused(capsys, command, "out")
     (root / "out.training" / "lock").unlink()

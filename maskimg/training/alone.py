@@ -49,13 +49,13 @@ def require_working(directory: Path) -> None:
     """
     if os.path.lexists(directory):
         if not directory.is_dir():
-            raise InTheWay(f"`{directory}` is for working files, and is no folder: {ADVICE}")
+            raise InTheWay(f"`{directory}` is a file, not a folder for working files: {ADVICE}")
         inside = sorted(entry.name for entry in directory.iterdir())
         if inside and not any(path.is_file() for sign in SIGNS for path in directory.glob(sign)):
-            raise InTheWay(f"`{directory}` is for working files, and holds `{inside[0]}`, which is none: {ADVICE}")
+            raise InTheWay(f"working files go into `{directory}`, which holds `{inside[0]}` of somebody else's: {ADVICE}")
         _require_own_lock(directory)
         if not directory.stat().st_mode & stat.S_IWUSR:
-            raise InTheWay(f"`{directory}` is for working files, and is protected against writing: {ADVICE}")
+            raise InTheWay(f"working files go into `{directory}`, which is protected against writing: {ADVICE}")
     require_room(directory / LOCK)
 
 

@@ -19,11 +19,21 @@ from maskimg.metrics import guessing_loss, losses_by_mask_ratio, monochrome_warn
 from maskimg.noise import Chance
 from maskimg.recipe import write_png
 from maskimg.sampler import Sampler
+from maskimg.sampling import NotFinite
 from maskimg.training import ranks
 from maskimg.training.early import Best
 from maskimg.training.order import Balanced
 from maskimg.training.ranges import MOST, require_ranges
-from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
+from maskimg.training.run import (
+    Budget,
+    Ema,
+    Run,
+    TrainingError,
+    batch_indices,
+    data_identity,
+    identity_of,
+    learning_rate_scale,
+)
 from maskimg.training.update import Update
 from maskimg.training.watch import look_back, unlearnt_warning
 from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
@@ -167,7 +177,7 @@ def train_generator(
                         best.look(judged, averaged)
                     if decode:
                         images = _show_samples(run, averaged, decode, sampler, unseen)
-                        if progress >= 0.5:  # before that they may be of one colour
+                        if images is not None and progress >= 0.5:  # before that they may be of one colour
                             run.warn(monochrome_warning(images, decode(train.codes[0, : len(images)])))
                 for warning in look_back(run.directory, training.learning_rate):
                     run.warn(warning)
@@ -179,8 +189,12 @@ def train_generator(
             run.write_log(held_out_loss=judged)
             if best:
                 best.look(judged, averaged)
-            if decode:
-                _show_samples(run, averaged, decode, sampler, unseen)
+            if decode and _show_samples(run, averaged, decode, sampler, unseen) is None:
+                run.close()
+                raise TrainingError(
+                    "what was learnt is not finite, so it cannot be used: begin anew with another --out, at a lower "
+                    "learning rate"
+                )
         run.warn(unlearnt_warning(best.loss if best else judged, guessed_loss(cache)))
     if best and not run.interrupted:
         with ranks.first_goes_ahead():  # the others read what it has written
@@ -326,9 +340,13 @@ def _show_samples(
     decode: Callable[[torch.Tensor], torch.Tensor],
     sampler: Sampler | None,
     unseen: CodeCache,
-) -> torch.Tensor:
-    """`draw_samples`, and their sheet in the run's directory."""
-    images = draw_samples(model, decode, sampler or Sampler(), unseen)
+) -> torch.Tensor | None:
+    """`draw_samples`, and their sheet in the run's directory; None where the averaged weights can draw nothing."""
+    try:
+        images = draw_samples(model, decode, sampler or Sampler(), unseen)
+    except NotFinite as error:  # whether the training can go on is for the guard of its steps to say
+        run.warn(f"no samples can be drawn: {error}")
+        return None
     with run.sparing():
         page = sheet([to_pil(image) for image in images], 8)
         write_png(page, mark("train-generator"), run.directory / "samples.png", force=True)
