@@ -52,7 +52,7 @@ def require_working(directory: Path) -> None:
             raise InTheWay(f"`{directory}` is a file, not a folder for working files: {ADVICE}")
         inside = sorted(entry.name for entry in directory.iterdir())
         if inside and not any(path.is_file() for sign in SIGNS for path in directory.glob(sign)):
-            raise InTheWay(f"working files go into `{directory}`, which holds `{inside[0]}` of somebody else's: {ADVICE}")
+            raise InTheWay(f"working files go into `{directory}`, which holds `{inside[0]}`: {ADVICE}")
         _require_own_lock(directory)
         if not directory.stat().st_mode & stat.S_IWUSR:
             raise InTheWay(f"working files go into `{directory}`, which is protected against writing: {ADVICE}")
