@@ -107,7 +107,7 @@ const maskimg = window.maskimg = {
     return [...letter.values, {__type__: "update", selected: name}];
   },
 
-  // A stroke is of the moment when it ends, though its preview is asked for a little later.
+  // A stroke is of the moment when it ends, and a file of that when it is given, though the preview is asked for later.
   strokes: {},
   stroke(editor) { return this.strokes[editor] = ++this.now; },
   look(name, editor) {
@@ -256,7 +256,7 @@ def wire_preview(
         preview: the values of `inputs` -> `panel`, and as needed `radius` of the brush, and `beside`, what stands
             beside a finished run where there is no hole to show.
         outputs: the panel, and the brush's radius.
-        editor: where strokes are made.
+        editor: where strokes are made, or a file is given.
     """
     asked, box = letter_box(), letter_box()
 

@@ -149,7 +149,7 @@ def outpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, gr.I
             return run_once(pipeline, runs.read_order(pipeline, values), edit, stage.gallery)
 
     events = [upload.change, *(side.change for side in sides.values())]
-    wire_preview(events, preview, {"image": upload, **sides}, [stage.panel], "outpaint")
+    wire_preview(events, preview, {"image": upload, **sides}, [stage.panel], "outpaint", "outpaint-upload")
     wire_run(go, stop, stream, {"image": upload} | sides | controls, stage, "outpaint")
     words = "Draw so many tokens on each side of `image`; its own pixels stay -> the PNGs, and the seed used."
     add_endpoint("outpaint", outpaint, _files("image") | sides | controls, pictures_and_seed(), words)

@@ -197,6 +197,14 @@ document.addEventListener("pointerup", () => {
   painting = null;
 }, true);
 
+// A file is of the moment when it was chosen or dropped, though its upload and its preview take longer.
+for (const given of ["change", "drop", "paste"])
+  document.addEventListener(given, (event) => {
+    if (given === "change" && event.target.type !== "file") return;
+    const box = event.target.closest?.(".mk-editor, [id$=-mask-file], [id$=-upload]");
+    if (box) maskimg.stroke(box.id.replace(/-mask-file$/, ""));
+  }, true);
+
 // The frames of a replay are made when somebody comes near it.
 for (const near of ["pointerover", "focusin"])
   document.addEventListener(near, (event) => {

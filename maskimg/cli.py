@@ -123,7 +123,8 @@ def _say_stopped(name: str, interrupt: KeyboardInterrupt) -> int:
     by = interrupt.by if isinstance(interrupt, Interrupted) else "a second Ctrl-C"
     again = "; run the same command again to continue" if name in TRAININGS + CONTINUED else ""
     done = name in TRAININGS and isinstance(interrupt, Interrupted)
-    if os.environ.get("RANK", "0") == "0":
+    # A page that is served has no other end: its last line is its address.
+    if os.environ.get("RANK", "0") == "0" and name != "demo":
         print(f"maskimg: stopped by {by}{again}", file=sys.stdout if done else sys.stderr, flush=True)
     return 0 if done else 128 + number
 

@@ -205,6 +205,5 @@ def test_the_demo_starts_where_nothing_is_as_it_should_be_and_ends_while_it_draw
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM
-    assert err.splitlines()[-1] == "maskimg: stopped by SIGTERM"
-    assert "Traceback" not in err and "terminate called" not in err
+    assert "stopped" not in err and "Traceback" not in err and "terminate called" not in err
     assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["gradio"]
