@@ -291,6 +291,7 @@ async def _refuse_call(request: Request, error: Exception) -> JSONResponse:
     if not any(f"/gradio_api/{way}/" in request.url.path for way in ("call", "run", "api")):
         raise error
     words = f"there is no call {error}" if isinstance(error, KeyError) else str(error).partition(". ")[0]
+    words = words.encode("utf-8", "backslashreplace").decode()  # half a character in a name that was sent
     return JSONResponse({"detail": f"{words}: /gradio_api/info lists the calls and their values"}, 400)
 
 
