@@ -1,8 +1,13 @@
 """Which device and which number format to compute in, decided by measuring rather than by name."""
 
+import contextlib
 import logging
+import os
 import shutil
-import threading
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 from functools import cache
 
@@ -11,6 +16,10 @@ from torch import nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRIAL_SECONDS = 300.0  # after which a compiler is given up; a busy machine may need two minutes for the first time
+TRIAL = """
+import sys, torch
+torch.compile(lambda x: x * int(sys.argv[2]) + 1, dynamic=False)(torch.ones(8, device=sys.argv[1]))
+"""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -73,6 +82,7 @@ def compile_blocks(network: nn.Module, device: torch.device) -> bool:
     """
     if not can_compile(device):
         return False
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports a missing CUDA on every CPU
     # A block is compiled once for each number of rows; past the limit it would go on uncompiled, and round otherwise.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for module in network.modules():
@@ -88,23 +98,32 @@ def _fault_in_trial(kind: str) -> str:
     """What comes of compiling a tiny function for a kind of device.
 
     There are compilers without headers, wrappers that fail or never end, and folders for the results that belong to
-    somebody else. In a thread of its own, because torch waits for its compiler for ever.
+    somebody else. In a process of its own: torch waits for its compiler for ever, and what torch 2.10 compiles after it
+    has compiled in another thread ends the process.
     """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports a missing CUDA on every CPU
     factor = time.time_ns() % 1_000_003  # what was compiled before, when all was well, does not count
-    said = [f"the compiler did not end within {TRIAL_SECONDS:.0f} seconds"]
+    try:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+            command = [sys.executable, "-P", "-c", TRIAL, kind, str(factor)]
+            trial = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
+            try:
+                code = trial.wait(TRIAL_SECONDS)
+            finally:  # with its compilers, also where this process is interrupted
+                _end(trial)
+            said.seek(0)
+            fault = _first_complaint(said.read()) if code else ""
+    except subprocess.TimeoutExpired:
+        fault = f"the compiler did not end within {TRIAL_SECONDS:.0f} seconds"
+    except OSError as error:
+        fault = str(error)
+    return f"the C++ compiler here cannot be used ({fault})" if fault else ""
 
-    def compile_once() -> None:
-        try:
-            torch.compile(lambda x: x * factor + 1, dynamic=False)(torch.ones(8, device=kind))
-            said.clear()
-        except Exception as error:  # whatever a compiler, its headers, its folders and torch may come up with
-            said[:] = [_first_complaint(str(error) or type(error).__name__)]
 
-    trial = threading.Thread(target=compile_once, daemon=True)
-    trial.start()
-    trial.join(TRIAL_SECONDS)
-    return f"the C++ compiler here cannot be used ({said[0]})" if said else ""
+def _end(process: subprocess.Popen) -> None:
+    """End a process that leads a session of its own, and all that it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+    process.wait()
 
 
 def _first_complaint(text: str) -> str:
