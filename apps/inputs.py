@@ -52,8 +52,11 @@ def check_input(name: str, component: Any, value: Any) -> None:
             if value is not None:
                 values.text(name, value)
         case gr.Dropdown() | gr.Radio():
-            custom = isinstance(component, gr.Dropdown) and component.allow_custom_value
-            if value is not None and not custom:
+            if value is None or (isinstance(component, gr.Dropdown) and component.allow_custom_value):
+                return
+            if "preprocess" in vars(component):  # its list is the browser's: whoever reads the value looks it up
+                values.text(name, value)
+            else:
                 values.one_of(name, value, [choice for _, choice in component.choices])
         case gr.Image() | gr.File():
             if value is not None and not _is_file(value):
