@@ -24,16 +24,12 @@ FEW = 6
 
 
 @pytest.fixture(scope="module")
-def pages() -> list[gr.Blocks]:
-    """Those that were made: the first, and that of another model."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def address(pages, tmp_path_factory) -> Iterator[str]:
+def site(tmp_path_factory) -> Iterator[tuple[str, list[gr.Blocks]]]:
+    """A server's address and the pages that it made: the first, and those of other models that were asked for."""
     folder = tmp_path_factory.mktemp("models")
     tiny_pipeline(labels=False).save_pretrained(folder / "other")
     models = Models(lambda name: Pipeline.from_pretrained(name, device="cpu", dtype="fp32"), folder=folder)
+    pages = [demo.build(tiny_pipeline())]
 
     def make(name: str) -> gr.Blocks:
         pages.append(demo.build(models.held(name), models=models, name=name))
@@ -42,14 +38,18 @@ def address(pages, tmp_path_factory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         patch.setattr(visitors, "MOST_UNHEARD", FEW)
-        pages.append(demo.build(tiny_pipeline()))
-        yield demo.launch(pages[0], port=demo.free_port("127.0.0.1", 0), models=models, make=make)
+        yield demo.launch(pages[0], port=demo.free_port("127.0.0.1", 0), models=models, make=make), pages
         pages[0].close(verbose=False)
 
 
 @pytest.fixture
-def client(address) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, timeout=120) as client:
+def pages(site) -> list[gr.Blocks]:
+    return site[1]
+
+
+@pytest.fixture
+def client(site) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=site[0], timeout=120) as client:
         yield client
 
 
