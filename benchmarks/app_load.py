@@ -70,9 +70,9 @@ def serve(pipe: Any) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import torch
 
+    from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
     from maskimg.pipeline import Pipeline
-    from maskimg.transformer import MaskedTransformer, TransformerConfig
-    from maskimg_apps import demo
+    from maskimg_apps.demo import app
     from vqgan import Tokenizer, TokenizerConfig
 
     torch.set_num_threads(1)
@@ -92,7 +92,7 @@ def serve(pipe: Any) -> None:
             running -= 1
 
     pipeline.steps = counted
-    pipe.send(demo.launch(demo.build(pipeline), port=demo.free_port("127.0.0.1", 0)))
+    pipe.send(app.launch(app.build(pipeline), port=app.free_port("127.0.0.1", 0)))
     while pipe.recv() == "peak":
         pipe.send(peak)
 

@@ -4,7 +4,7 @@
     maskimg encode runs/captions emoji-64 --size 64 --out runs/captions-codes
     maskimg train-generator runs/captions-codes emoji-64 --out runs/emoji-captions --config configs/emoji-captions.yaml
     python benchmarks/captions.py measure runs/captions runs/emoji-captions
-    python benchmarks/captions.py bundle runs/emoji-captions maskimg/models/emoji-64-captions
+    python benchmarks/captions.py bundle runs/emoji-captions maskimg/bundled/emoji-64-captions
 
 One picture in twelve is held out whose emoji at least two other styles draw in training: the model has seen the style
 and the emoji, but never together. There are two judges of the style and of the emoji's class (32 of them), both trained
@@ -30,14 +30,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from maskimg.evaluate import Classifier, Judge
+from maskimg.data.pictures import list_pictures, move, read_pictures
+from maskimg.drawing.request import Prompt
+from maskimg.evaluation.evaluate import Classifier, Judge
+from maskimg.evaluation.metrics import frechet_distance
 from maskimg.hardware import autocast, pick_dtype
-from maskimg.metrics import frechet_distance
-from maskimg.pictures import list_pictures, move, read_pictures
 from maskimg.pipeline import Pipeline
-from maskimg.prompt import Prompt
 from maskimg.sampler import Sampler, describe
-from maskimg.training.run import learning_rate_scale, step_generator
+from maskimg.training.loop.run import learning_rate_scale, step_generator
 from vqgan import Tokenizer
 from vqgan.images import normalize, sheet
 from vqgan.network import ResBlock, norm

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from maskimg import MaskGit
-from maskimg.codes import paired_batches
 from maskimg.conditions import from_source
+from maskimg.data.codes import paired_batches
 from maskimg.hardware import pick_device
-from maskimg.reader import SourceConfig
+from maskimg.networks.context_encoder import SourceConfig
+from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.sampler import Sampler
-from maskimg.training.run import learning_rate_scale
-from maskimg.transformer import MaskedTransformer, TransformerConfig
+from maskimg.training.loop.run import learning_rate_scale
 
 RESULTS = Path(__file__).parent / "results" / "copy-task.json"
 VOCABULARY = 32

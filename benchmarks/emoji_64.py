@@ -3,7 +3,7 @@
     python benchmarks/emoji_64.py prepare emoji-64.zip runs/emoji     # the 7,790 pictures without people and flags
     python benchmarks/emoji_64.py tokenizers runs/emoji               # stride and codebook, from a measured table
     python benchmarks/emoji_64.py tune runs/emoji MODEL               # samplers side by side
-    python benchmarks/emoji_64.py bundle MODEL maskimg/models/emoji-64
+    python benchmarks/emoji_64.py bundle MODEL maskimg/bundled/emoji-64
     python benchmarks/emoji_64.py measure runs/emoji MODEL            # every figure of the model card, and sheets
 
 The archive holds pictures by Microsoft, Google, Twitter, EmojiTwo and Mozilla (see the model card); it is not part
@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from maskimg.evaluate import Judge, evaluate_tokenizer, kept_judge
-from maskimg.metrics import frechet_distance, nearest
-from maskimg.outside import NotMeasured
-from maskimg.pictures import Pictures, list_pictures, read_pictures
+from maskimg.data.pictures import Pictures, list_pictures, read_pictures
+from maskimg.evaluation.evaluate import Judge, evaluate_tokenizer, kept_judge
+from maskimg.evaluation.metrics import frechet_distance, nearest
+from maskimg.evaluation.outside import NotMeasured
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler, describe
-from maskimg.training.run import Budget
+from maskimg.training.loop.run import Budget
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from vqgan import Tokenizer, TokenizerConfig, files
 from vqgan.images import normalize, paired_sheet, sheet, to_pil

@@ -36,11 +36,11 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from maskimg.evaluate import Judge, code_usage, frechet_distance, psnr, train_judge
+from maskimg.data.pictures import Pictures, list_pictures, read_pictures
+from maskimg.evaluation.evaluate import Judge, code_usage, frechet_distance, psnr, train_judge
 from maskimg.hardware import autocast, pick_device, pick_dtype
-from maskimg.pictures import Pictures, list_pictures, read_pictures
 from maskimg.training.folder import working_directory
-from maskimg.training.run import Budget, batch_indices
+from maskimg.training.loop.run import Budget, batch_indices
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
 from vqgan import Tokenizer, TokenizerConfig
 from vqgan.images import normalize, paired_sheet, to_pil, to_tensor

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from maskimg.pictures import move
-from maskimg.training.run import step_generator
+from maskimg.data.pictures import move
+from maskimg.training.loop.run import step_generator
 from vqgan.images import normalize
 
 SIDE = 128  # the filters know things of this size, not pictures of 64 pixels

@@ -29,10 +29,10 @@ from torch import nn
 
 from maskimg.hardware import autocast, compile_blocks, pick_dtype
 from maskimg.maskgit import MaskGit
+from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.sampler import Sampler
 from maskimg.sampling import sample
-from maskimg.training.run import learning_rate_scale, step_generator
-from maskimg.transformer import MaskedTransformer, TransformerConfig
+from maskimg.training.loop.run import learning_rate_scale, step_generator
 
 RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")

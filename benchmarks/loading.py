@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from maskimg.codes import CodeCache, Grids
+from maskimg.data.codes import CodeCache, Grids
+from maskimg.data.pictures import move
 from maskimg.hardware import pick_device
 from maskimg.maskgit import MaskGit
-from maskimg.pictures import move
-from maskimg.transformer import MaskedTransformer, TransformerConfig
+from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from vqgan import Tokenizer, TokenizerConfig
 from vqgan.images import normalize
 

@@ -43,19 +43,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from maskimg.codes import CodeCache
-from maskimg.evaluate import Judge, kept_judge
+from maskimg.data.codes import CodeCache
+from maskimg.data.pictures import Pictures, list_pictures, read_pictures
+from maskimg.evaluation.evaluate import Judge, kept_judge
+from maskimg.evaluation.metrics import frechet_distance
+from maskimg.evaluation.outside import NotMeasured
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit
-from maskimg.metrics import frechet_distance
-from maskimg.outside import NotMeasured
-from maskimg.pictures import Pictures, list_pictures, read_pictures
+from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.sampler import Sampler
-from maskimg.training import run as training_run
 from maskimg.training.folder import Plan, encode_stage, plan_for, tokenizer_stage, usual_side
 from maskimg.training.generator import train_generator
-from maskimg.training.run import Budget, batch_indices, learning_rate_scale
-from maskimg.transformer import MaskedTransformer, TransformerConfig
+from maskimg.training.loop import run as training_run
+from maskimg.training.loop.run import Budget, batch_indices, learning_rate_scale
 from vqgan import Tokenizer
 from vqgan.images import normalize, sheet, to_pil, to_uint8
 

@@ -17,12 +17,12 @@ from torch import nn
 
 from maskimg.hardware import can_compile, compile_blocks
 from maskimg.maskgit import MaskGit
+from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
 from maskimg.training.generator import GeneratorTraining, _optimizers
-from maskimg.training.run import Budget, Ema, Run
-from maskimg.training.update import Update
-from maskimg.transformer import MaskedTransformer, TransformerConfig
+from maskimg.training.loop.run import Budget, Ema, Run
+from maskimg.training.loop.update import Update
 from vqgan import Tokenizer, TokenizerConfig
 
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from playwright.sync_api import sync_playwright
 
-from maskimg import editing
+from maskimg.drawing import edits
 from maskimg.pipeline import Pipeline
-from maskimg_apps import demo, drawing
-from maskimg_apps.runs import Order
+from maskimg_apps.demo import app, drawing
+from maskimg_apps.demo.runs import Order
 
 RESULT = Path(__file__).parent / "results" / "previews.md"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
@@ -47,8 +47,8 @@ def share_of_previews(pipeline: Pipeline, images: int, rounds: int) -> tuple[flo
     order = Order({}, list(range(images)), pipeline.recipe)
 
     def bare() -> float:
-        begun, edit = time.perf_counter(), editing.generation(pipeline)
-        *_, last = editing.draw_steps(pipeline, edit, order.asked, order.seeds, sampler=order.sampler, complete=False)
+        begun, edit = time.perf_counter(), edits.generation(pipeline)
+        *_, last = edits.draw_steps(pipeline, edit, order.asked, order.seeds, sampler=order.sampler, complete=False)
         edit.finish(pipeline.decode(last.codes))
         return time.perf_counter() - begun
 
@@ -69,8 +69,8 @@ def first_previews(pipeline: Pipeline, rounds: int) -> dict[str, list[float]]:
     uploads = tempfile.mkdtemp(prefix="maskimg-previews-")
     os.environ["GRADIO_TEMP_DIR"] = uploads
     chromium = os.environ.get("MASKIMG_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    served = demo.build(pipeline)
-    address = demo.launch(served, port=demo.free_port("127.0.0.1", 0))
+    served = app.build(pipeline)
+    address = app.launch(served, port=app.free_port("127.0.0.1", 0))
     with sync_playwright() as playwright:
         page = playwright.chromium.launch(executable_path=chromium, args=FLAGS).new_page()
         for i in range(rounds + 1):  # the first run makes what is made once

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from emoji_64 import RESULTS, judge_of, read, record, sampling_figures
 
+from maskimg.evaluation.tune import passes
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
-from maskimg.tune import passes
 
 NAME = "quality-per-forward"
 STEPS = (4, 6, 8, 12, 18, 32)

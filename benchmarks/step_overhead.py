@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 import torch
 
-from maskimg.codes import CodeCache
+from maskimg.data.codes import CodeCache
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit
+from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.training.generator import GeneratorTraining, _optimizers, train_generator
-from maskimg.training.run import Budget, Run
-from maskimg.transformer import MaskedTransformer, TransformerConfig
+from maskimg.training.loop.run import Budget, Run
 
 
 class Enough(Exception):

@@ -28,11 +28,11 @@ import torch
 from emoji_64 import described, record
 from tqdm import tqdm
 
-from maskimg.evaluate import train_judge
-from maskimg.metrics import frechet_distance
-from maskimg.pictures import list_pictures, read_pictures
+from maskimg.data.pictures import list_pictures, read_pictures
+from maskimg.data.source_pictures import read_sources
+from maskimg.evaluation.evaluate import train_judge
+from maskimg.evaluation.metrics import frechet_distance
 from maskimg.pipeline import Pipeline
-from maskimg.source_pictures import read_sources
 from vqgan.images import normalize, sheet, to_pil
 
 

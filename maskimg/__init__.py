@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from maskimg.codes import MaskedTokenDataset as MaskedTokenDataset
-    from maskimg.codes import paired_batches as paired_batches
     from maskimg.conditions import Condition as Condition
     from maskimg.conditions import from_source as from_source
+    from maskimg.data.codes import MaskedTokenDataset as MaskedTokenDataset
+    from maskimg.data.codes import paired_batches as paired_batches
+    from maskimg.drawing.request import Prompt as Prompt
     from maskimg.maskgit import Losses as Losses
     from maskimg.maskgit import MaskGit as MaskGit
     from maskimg.masking import token_mask as token_mask
+    from maskimg.networks.context_encoder import SourceConfig as SourceConfig
+    from maskimg.networks.transformer import MaskedTransformer as MaskedTransformer
+    from maskimg.networks.transformer import TokenCritic as TokenCritic
+    from maskimg.networks.transformer import TransformerConfig as TransformerConfig
     from maskimg.pipeline import Pipeline as Pipeline
     from maskimg.pipeline import Result as Result
-    from maskimg.prompt import Prompt as Prompt
-    from maskimg.reader import SourceConfig as SourceConfig
     from maskimg.sampler import Sampler as Sampler
     from maskimg.sampling import Step as Step
     from maskimg.sampling import sample as sample
     from maskimg.sampling import sample_steps as sample_steps
-    from maskimg.transformer import MaskedTransformer as MaskedTransformer
-    from maskimg.transformer import TokenCritic as TokenCritic
-    from maskimg.transformer import TransformerConfig as TransformerConfig
     from maskimg.values import PromptWarning as PromptWarning
 
 _HOMES = {
-    "MaskedTokenDataset": "codes",
-    "paired_batches": "codes",
+    "MaskedTokenDataset": "data.codes",
+    "paired_batches": "data.codes",
     "Condition": "conditions",
     "from_source": "conditions",
     "Losses": "maskgit",
@@ -39,16 +39,16 @@ _HOMES = {
     "token_mask": "masking",
     "Pipeline": "pipeline",
     "Result": "pipeline",
-    "Prompt": "prompt",
+    "Prompt": "drawing.request",
     "PromptWarning": "values",
-    "SourceConfig": "reader",
+    "SourceConfig": "networks.context_encoder",
     "Sampler": "sampler",
     "Step": "sampling",
     "sample": "sampling",
     "sample_steps": "sampling",
-    "MaskedTransformer": "transformer",
-    "TokenCritic": "transformer",
-    "TransformerConfig": "transformer",
+    "MaskedTransformer": "networks.transformer",
+    "TokenCritic": "networks.transformer",
+    "TransformerConfig": "networks.transformer",
 }
 __all__ = [
     "Condition",

@@ -18,6 +18,6 @@ def forget_current_folder() -> None:
 if __name__ == "__main__":
     forget_current_folder()
 
-from maskimg.cli import main  # noqa: E402
+from maskimg.cli.main import main  # noqa: E402
 
 raise SystemExit(main())

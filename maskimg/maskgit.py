@@ -18,9 +18,9 @@ from einops import rearrange
 from torch import nn
 
 from maskimg.conditions import Condition, as_condition, drop_condition
-from maskimg.foreign import ForeignCritic, ForeignNet, make_sampler, refuse_positional
 from maskimg.masking import Schedule, elbo_weights, random_mask, random_ratio, schedule_named, training_counts
 from maskimg.network import Modulation, Network, joined, without_gradient
+from maskimg.networks.wrapper import ForeignCritic, ForeignNet, make_sampler, refuse_positional
 from maskimg.noise import Chance, Source, rand, randint
 from maskimg.sampler import Sampler
 from maskimg.sampling import draw_codes, sample

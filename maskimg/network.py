@@ -1,7 +1,7 @@
 """The face of a generator's network: what MaskGit asks for, whatever architecture stands behind it.
 
 `MaskedTransformer` is our own; `GoogleMaskGit` and `HaltonMaskGit` run other people's weights. Networks without this
-face can be wrapped (`maskimg.foreign`), but not written to files.
+face can be wrapped (`maskimg.networks.wrapper`), but not written to files.
 
 Shapes: b images, h w tokens, v codes, d features, f label fields, m tokens of a batch.
 """
@@ -14,8 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskimg.blocks import Looked
 from maskimg.conditions import Condition, Context, as_condition
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+class Looked(NamedTuple):
+    """What a block's cross-attention looks at in one source: keys and values (b, head, s, d), which are present (b, s).
+
+    `rotation` is that of the queries, where a source lies over the grid as a picture does; None where it does not.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    present: torch.Tensor
+    rotation: Rotation | None
 
 
 class Config(Protocol):

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskimg.marks import KEY, mark, mark_in, marked, to_json
+from PIL import Image
+
+from maskimg.recipe import KEY, mark, mark_in, marked, png_text, to_json
 from vqgan.writing import atomic_file
 
 
@@ -150,3 +152,14 @@ def _on_disk(inputs: Iterable[str | Path | None]) -> list[Path]:
         elif re.search(r"[*?\[]", str(path)):
             found += Path(path.anchor).glob(str(path.relative_to(path.anchor)))
     return found
+
+
+def write_png(image: Image.Image, recipe: dict[str, Any], path: Path, *, force: bool = False) -> None:
+    """Write a PNG with its recipe (or mark) inside, whole or not at all.
+
+    Raises:
+        ValueError: it would replace a file that maskimg did not make, and `force` does not allow that.
+    """
+    require_ours(path, force=force)
+    with atomic_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=png_text(recipe))

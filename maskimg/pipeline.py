@@ -15,27 +15,27 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maskimg import __version__, editing
-from maskimg.architectures import read_network, write_network
-from maskimg.codes import PICTURE
+from maskimg import __version__
 from maskimg.conditions import Label, LabelFields
-from maskimg.graphs import GraphedSampler
+from maskimg.data.codes import PICTURE
+from maskimg.data.sources import text
+from maskimg.drawing import edits
+from maskimg.drawing.graphs import GraphedSampler
+from maskimg.drawing.hole import Hole, make_hole
+from maskimg.drawing.paint import Mask
+from maskimg.drawing.reconstruction import Reconstruction, reconstruct
+from maskimg.drawing.request import Asked, PromptReader, with_rest
 from maskimg.hardware import autocast, compile_blocks, compile_fault, pick_device, pick_dtype
-from maskimg.hole import Hole, make_hole
 from maskimg.maskgit import MaskGit
 from maskimg.network import Network
+from maskimg.networks.architectures import read_network, write_network
+from maskimg.networks.transformer import TokenCritic, TransformerConfig
+from maskimg.networks.words import Words, read_words
 from maskimg.noise import SEEDS
-from maskimg.outputs import require_free
-from maskimg.paint import Mask
-from maskimg.prompt import Asked, PromptReader, with_rest
-from maskimg.recipe import write_png
-from maskimg.reconstruction import Reconstruction, reconstruct
+from maskimg.outputs import require_free, write_png
 from maskimg.sampler import Sampler, make_presets
 from maskimg.sampling import Step, first_features, sample_steps
-from maskimg.sources import text
-from maskimg.transformer import TokenCritic, TransformerConfig
 from maskimg.values import WrongType, instance, shown, whole_number
-from maskimg.words import Words, read_words
 from vqgan import Tokenizer, files, writing
 from vqgan.colour import PictureWarning
 from vqgan.images import to_pil, to_tensor
@@ -45,7 +45,7 @@ from vqgan.tokenizer import share_tokenizer, tokenizer_checksum
 FORMAT = 1
 MOST = 2**16  # pictures of one call, and candidates of a picture
 TOGETHER = 16  # pictures of a compiled loop on a CPU, always: fewer take as long
-BUNDLED = Path(__file__).parent / "models"
+BUNDLED = Path(__file__).parent / "bundled"
 Picture = Image.Image | Original | str | Path
 
 
@@ -272,7 +272,7 @@ class Pipeline:
         Raises:
             ImageError: a file cannot be read. ValueError: the model cannot translate, or as in `generate`.
         """
-        edit, source = editing.translation(self, opened(image))
+        edit, source = edits.translation(self, opened(image))
         asked = dataclasses.replace(with_rest(label, prompt, negative), source=source)
         self.reader.warn([asked])
         return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
@@ -317,7 +317,7 @@ class Pipeline:
                 range, or as in `generate`.
         """
         options = {"coverage": coverage, "grow": grow, "feather": feather, "window": window}
-        edit = editing.inpainting(self, opened(image), mask, **options)
+        edit = edits.inpainting(self, opened(image), mask, **options)
         asked = with_rest(label, prompt, negative)
         self.reader.warn([asked])
         return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
@@ -347,7 +347,7 @@ class Pipeline:
         Raises:
             ImageError: a file cannot be read. ValueError: a number is out of range, or as in `generate`.
         """
-        edit = editing.outpainting(self, opened(image), margins, window)
+        edit = edits.outpainting(self, opened(image), margins, window)
         asked = with_rest(label, prompt, negative)
         self.reader.warn([asked])
         return self.edit(edit, asked, seeds=expand_seeds(seeds, count), sampler=sampler, best_of=best_of)
@@ -379,14 +379,14 @@ class Pipeline:
                 differ, or as in `generate`.
         """
         seeds = expand_seeds(seeds, count)
-        edit = editing.variation(self, opened(image), strength, seeds, mask)
+        edit = edits.variation(self, opened(image), strength, seeds, mask)
         asked = with_rest(label, prompt, negative)
         self.reader.warn([asked])
         return self.edit(edit, asked, seeds=seeds, sampler=sampler, best_of=best_of)
 
     def edit(
         self,
-        edit: "editing.Edit",
+        edit: "edits.Edit",
         label: Asked = None,
         *,
         seeds: Sequence[int],
@@ -394,12 +394,12 @@ class Pipeline:
         best_of: int = 1,
     ) -> Result:
         """Draw what an edit asks for; `editing.draw_steps` does the same step by step."""
-        instance("edit", edit, editing.Edit, "an Edit, as those that `maskimg.editing` makes")
+        instance("edit", edit, edits.Edit, "an Edit, as those that `maskimg.drawing.edits` makes")
         seeds, options = expand_seeds(seeds), {"sampler": sampler, "best_of": best_of}
         if edit.hole and edit.hole.note:
             warnings.warn(edit.hole.note, PictureWarning, stacklevel=3)
         recipes = [self.recipe_for(label, seed, task=edit.task, **options) | edit.numbers for seed in seeds]
-        *_, last = editing.draw_steps(self, edit, label, seeds, complete=False, **options)
+        *_, last = edits.draw_steps(self, edit, label, seeds, complete=False, **options)
         return Result(edit.finish(self.decode(last.codes)), last.codes, recipes)
 
     def reconstruct(self, image: Picture, *, size: int | None = None) -> Reconstruction:

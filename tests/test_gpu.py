@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_pipeline
 
-from maskimg.graphs import GraphedSampler
+from maskimg.drawing.graphs import GraphedSampler
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import ORDERS, Sampler
 from maskimg.sampling import sample

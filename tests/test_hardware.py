@@ -9,7 +9,7 @@ from tiny import NETWORK
 
 from maskimg import hardware
 from maskimg.hardware import autocast, can_compile, compile_blocks, compile_fault, pick_device, pick_dtype
-from maskimg.transformer import MaskedTransformer
+from maskimg.networks.transformer import MaskedTransformer
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from maskimg.cli import COMMANDS, main
+from maskimg.cli.main import COMMANDS, main
 from maskimg.pipeline import bundled_models
 
 ROOT = Path(__file__).parents[1]
@@ -92,21 +92,21 @@ def test_its_way_over_from_x_transformers_runs():
     assert 0 <= names["codes"].min() <= names["codes"].max() < 256
 
 
-def test_its_tree_names_files_that_exist():
+def test_its_tree_names_every_room_and_no_other():
     (tree,) = (block for block in blocks("") if block.startswith("vqgan/"))
-    folder = ROOT
-    seen = []
+    above: list[str] = []
+    named = set()
     for line in tree.splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
-            folder = ROOT / name
-            assert folder.is_dir()
-        else:
-            assert (folder / name).exists(), f"{folder.name}/{name} does not exist"
-            seen.append(folder / name)
-    modules = [path for package in ("vqgan", "maskimg") for path in (ROOT / package).glob("[a-z]*.py")]
-    missing = [path for path in modules if path not in seen]
-    assert not missing, f"the tree leaves out {missing}"
+        name = line.split()[0].rstrip("/")
+        above = [*above[: (len(line) - len(line.lstrip())) // 2], name]
+        assert ROOT.joinpath(*above).is_dir(), f"there is no folder {'/'.join(above)}"
+        named.add("/".join(above))
+    rooms = {
+        path.parent.relative_to(ROOT).as_posix()
+        for package in ("vqgan", "maskimg", "apps")
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert rooms <= named, f"the tree leaves out {rooms - named}"
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(([^)h][^)]*)\)", README))

@@ -47,7 +47,7 @@ def test_the_training_package_is_in_the_wheel(wheel):
 
 
 def test_every_file_of_the_bundled_models_is_in_the_wheel_unchanged(wheel):
-    files = [path for path in (ROOT / "maskimg" / "models").rglob("*") if path.is_file()]
+    files = [path for path in (ROOT / "maskimg" / "bundled").rglob("*") if path.is_file()]
     files = [path for path in files if "__pycache__" not in path.parts]
     assert any(path.suffix == ".safetensors" for path in files), "there is no bundled model to look for"
     for path in files:
@@ -64,7 +64,7 @@ def test_the_wheel_holds_nothing_else(wheel):
 def test_the_wheel_brings_the_maskimg_command(wheel):
     points = configparser.ConfigParser()
     points.read_string(wheel.read(metadata_name(wheel, "entry_points.txt")).decode())
-    assert dict(points["console_scripts"]) == {"maskimg": "maskimg.cli:main"}
+    assert dict(points["console_scripts"]) == {"maskimg": "maskimg.cli.main:main"}
 
 
 def test_the_wheel_brings_its_licence(wheel):

@@ -1,4 +1,4 @@
-"""Encoder and Decoder: convolutions whose cost sits at low resolution.
+"""Encoder and Decoder, convolutions whose cost sits at low resolution; and what any architecture says of itself.
 
 Both leave full resolution in one step: the first layer folds 2x2 pixels into channels and the last one unfolds
 them again, so a 64-pixel picture is never convolved wider than 32x32. On a CPU, where the decoder rather than
@@ -7,10 +7,33 @@ the transformer sets the time, that is most of the speed.
 Shapes: b images, H W pixels, h w latent cells (H = h * stride), d latent channels.
 """
 
+from typing import ClassVar, Protocol
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+
+from vqgan.quantizer import Quantizer
+
+
+class Architecture(Protocol):
+    """The configuration of an encoder, a quantizer and a decoder that fit each other; a frozen dataclass.
+
+    config.json holds its fields, and its `architecture` by name where that is not our own.
+    """
+
+    architecture: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict]
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token side."""
+        ...
+
+    def build(self) -> tuple[nn.Module, Quantizer, nn.Module]:
+        """Images (b, 3, H, W) in [-1, 1] -> latents (b, d, h, w) -> quantized latents, codes, loss -> images."""
+        ...
 
 
 class ResBlock(nn.Module):

@@ -4,37 +4,19 @@ import dataclasses
 import hashlib
 import math
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from vqgan import files, writing
-from vqgan.maskgit_vq import MaskGitVqConfig
-from vqgan.network import Decoder, Encoder
+from vqgan.interop import convert
+from vqgan.interop.maskgit_vq import MaskGitVqConfig
+from vqgan.interop.taming import TamingConfig
+from vqgan.network import Architecture, Decoder, Encoder
 from vqgan.quantizer import Codebook, EvenScalar, FiniteScalar, LinearCodebook, Quantizer, Signs
-from vqgan.taming import TamingConfig
 
 SHARED = "shared.json"  # stands for a tokenizer that another model has
-
-
-class Architecture(Protocol):
-    """The configuration of an encoder, a quantizer and a decoder that fit each other; a frozen dataclass.
-
-    config.json holds its fields, and its `architecture` by name where that is not our own.
-    """
-
-    architecture: ClassVar[str]
-    __dataclass_fields__: ClassVar[dict]
-
-    @property
-    def stride(self) -> int:
-        """Pixels per token side."""
-        ...
-
-    def build(self) -> tuple[nn.Module, Quantizer, nn.Module]:
-        """Images (b, 3, H, W) in [-1, 1] -> latents (b, d, h, w) -> quantized latents, codes, loss -> images."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,20 +170,26 @@ class Tokenizer(nn.Module):
         """The tokenizer in a directory (a model's `tokenizer/`, or one of its own) or in a hub repository.
 
         Files and directories of other projects are read too, with `trust_pickle` and `pixels` as in
-        `vqgan.convert.read_tokenizer`.
+        `vqgan.interop.convert.read_foreign`.
 
         Raises:
             ModelError: the directory is missing, incomplete or damaged.
         """
-        from vqgan import convert
-
         directory = Path(name).expanduser() if files.is_file(name) else files.locate(name)
         if convert.is_foreign(directory):
-            return convert.read_tokenizer(directory, trust_pickle=trust_pickle, pixels=pixels)
+            return cls.from_weights(*convert.read_foreign(directory, trust_pickle=trust_pickle, pixels=pixels))
         if pixels is not None:
             raise files.ModelError(f"`{directory}` says itself what its pixels are: leave `pixels` out")
         files.verify(directory)
         return cls.from_directory(directory / "tokenizer" if files.has_part(directory, "tokenizer") else directory)
+
+    @classmethod
+    def from_weights(cls, config: Architecture, weights: dict[str, torch.Tensor]) -> "Tokenizer":
+        """A tokenizer that holds these very tensors, in eval mode."""
+        with torch.device("meta"):  # nothing is drawn that is replaced at once
+            tokenizer = cls(config)
+        tokenizer.load_state_dict(weights, assign=True)
+        return tokenizer.to(memory_format=torch.channels_last).eval()
 
     @classmethod
     def from_directory(cls, directory: Path) -> "Tokenizer":

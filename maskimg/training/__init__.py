@@ -1,1 +1,2 @@
-"""Training loops: `tokenizer` and `generator` (one loop per stage), `folder` (all stages), and what they stand on."""
+"""What turns a folder of pictures into a model: the plan, the stages and their warm starts.
+It knows neither the command line nor the page."""

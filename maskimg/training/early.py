@@ -6,8 +6,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from maskimg.training.logs import read_log
-from maskimg.training.run import Run
+from maskimg.training.loop.run import Run
+from maskimg.training.tracking.logs import read_log
 from vqgan import files, writing
 
 

@@ -13,30 +13,31 @@ from typing import Any
 import torch
 from PIL import Image
 
-from maskimg import pictures as reading
-from maskimg.codes import PICTURE, CodeCache, encode_pictures, read_codes
+from maskimg import distributed
+from maskimg.data import pictures as reading
+from maskimg.data.codes import PICTURE, CodeCache, encode_pictures, read_codes
+from maskimg.data.listing import require_training
+from maskimg.data.pictures import Listing, Pictures
+from maskimg.data.source_pictures import both, kind_of, read_sources
+from maskimg.data.sources import size_of, text
+from maskimg.evaluation.memorisation import Memorisation, compare, nearest_sheet
+from maskimg.evaluation.metrics import code_usage
 from maskimg.hardware import pick_device, pick_dtype
-from maskimg.listing import require_training
-from maskimg.marks import mark
-from maskimg.memorisation import Memorisation, compare, nearest_sheet
-from maskimg.metrics import code_usage, psnr
-from maskimg.pictures import Listing, Pictures
+from maskimg.networks.context_encoder import SourceConfig
+from maskimg.networks.transformer import TransformerConfig
+from maskimg.networks.words import FrozenWords, WordPieces, Words
+from maskimg.outputs import write_png
 from maskimg.pipeline import Pipeline
-from maskimg.reader import SourceConfig
-from maskimg.recipe import write_png
+from maskimg.recipe import mark
 from maskimg.sampler import Sampler
-from maskimg.source_pictures import both, kind_of, read_sources
-from maskimg.sources import size_of, text
-from maskimg.training import ranks
-from maskimg.training.alone import working_in
 from maskimg.training.generator import GeneratorTraining, guessed_loss, held_out_loss, train_critic, train_generator
-from maskimg.training.ranges import MOST, require_ranges
-from maskimg.training.run import Budget, Run
+from maskimg.training.loop.alone import working_in
+from maskimg.training.loop.ranges import MOST, require_ranges
+from maskimg.training.loop.run import Budget, Run
 from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
-from maskimg.transformer import TransformerConfig
-from maskimg.words import FrozenWords, WordPieces, Words
 from vqgan import Tokenizer, TokenizerConfig, files, writing
 from vqgan.images import MAX_PIXELS, ImageError, normalize
+from vqgan.similarity import psnr
 
 CHANNELS = {1: (64,), 2: (64, 96), 3: (48, 96, 192), 4: (48, 96, 192, 256)}  # by log2 of the stride
 
@@ -219,9 +220,9 @@ def train_folder(
     require_training(listing)
     out = Path(out)
     require_possible(listing, plan, device=device, dtype=dtype, shard=shard)
-    if ranks.is_first():
+    if distributed.is_first():
         writing.require_replaceable(out)
-    with working_in(working_directory(out), active=ranks.is_first()):
+    with working_in(working_directory(out), active=distributed.is_first()):
         return _train_stages(
             listing, plan, out, about or {},
             max_bad=max_bad, max_pixels=max_pixels, progress=progress, shard=shard,
@@ -238,8 +239,8 @@ def require_possible(listing: Listing, plan: Plan, *, device: str, dtype: str, s
     pick_dtype(dtype, pick_device(device))
     with torch.random.fork_rng():
         Tokenizer(plan.tokenizer)
-    if shard and not ranks.several():
-        raise ValueError(ranks.ALONE)
+    if shard and not distributed.several():
+        raise ValueError(distributed.ALONE)
     if plan.patience and not listing.held_out.any():
         raise ValueError("patience needs a held-out loss to go by, but no picture is held out: leave `--patience` out")
     if plan.source and kind_of(plan.source) == "folder":
@@ -268,7 +269,7 @@ def _train_stages(
     work = working_directory(out)
     started = time.perf_counter()
     sources = None
-    with ranks.first_goes_ahead():
+    with distributed.first_goes_ahead():
         limits: Any = {"max_bad": max_bad, "max_pixels": max_pixels}
         pictures = reading.read_pictures(listing, plan.size, work / "pictures", progress=progress, **limits)
         if plan.source:
@@ -289,7 +290,7 @@ def _train_stages(
         cache, tokenizer, plan, work, source_tokenizer=other,
         track=track, device=device, dtype=dtype, shard=shard, allow_data_change=allow_data_change,
     )  # fmt: skip
-    if not ranks.is_first():
+    if not distributed.is_first():
         return pipeline
 
     unseen = pictures.part(held_out=True)
@@ -327,14 +328,14 @@ def tokenizer_stage(
 ) -> Tokenizer:
     """Train the tokenizer, or read the one that is already finished in `directory`/model."""
     finished = _finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
-    if ranks.of_first(finished is not None and files.is_whole(finished)) and finished:
+    if distributed.of_first(finished is not None and files.is_whole(finished)) and finished:
         return Tokenizer.from_pretrained(finished).to(pick_device(device))
     tokenizer, run = train_tokenizer(
         pictures, plan.tokenizer, plan.tokenizer_training, plan.tokenizer_budget, directory,
         track=track, device=device, dtype=dtype, allow_data_change=allow_data_change,
     )  # fmt: skip
     _require_finished(run)
-    if ranks.is_first():
+    if distributed.is_first():
         writing.make_way(directory / "model")
         tokenizer.save_pretrained(directory / "model")
         _mark_finished(directory, (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint))
@@ -345,16 +346,16 @@ def encode_stage(
     tokenizer: Tokenizer, pictures: Pictures, plan: Plan, directory: Path, *, kind: str = "", progress=None
 ) -> CodeCache:
     """Encode the pictures, or read the codes that are already in `directory`."""
-    ranks.as_first_has(tokenizer)
+    distributed.as_first_has(tokenizer)
     weights = sum(p.detach().double().abs().sum().item() for p in tokenizer.parameters())
     key = (plan.versions, plan.flip, pictures.fingerprint, round(weights, 6))
     state = directory.with_name(f"{directory.name}-state")
-    if ranks.of_first(_finished(state, key) is not None and files.is_whole(directory)):
+    if distributed.of_first(_finished(state, key) is not None and files.is_whole(directory)):
         return read_codes(directory)
     cache = encode_pictures(
         tokenizer, pictures, directory, versions=plan.versions, flip=plan.flip, kind=kind, progress=progress
     )
-    if ranks.is_first():
+    if distributed.is_first():
         state.mkdir(exist_ok=True)
         _mark_finished(state, key)
     return cache

@@ -9,22 +9,23 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from maskimg.codes import CodeCache
+from maskimg import distributed
 from maskimg.conditions import Condition
+from maskimg.data.codes import CodeCache
+from maskimg.evaluation.metrics import guessing_loss, losses_by_mask_ratio, monochrome_warning, token_accuracy
 from maskimg.hardware import autocast, compile_blocks, compile_fault, pick_device, pick_dtype
-from maskimg.marks import mark
 from maskimg.maskgit import CRITIC_TARGETS, MaskGit, Predictions
 from maskimg.masking import schedule_named
-from maskimg.metrics import guessing_loss, losses_by_mask_ratio, monochrome_warning, token_accuracy
+from maskimg.networks.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from maskimg.noise import Chance
-from maskimg.recipe import write_png
+from maskimg.outputs import write_png
+from maskimg.recipe import mark
 from maskimg.sampler import Sampler
 from maskimg.sampling import NotFinite
-from maskimg.training import ranks
 from maskimg.training.early import Best
-from maskimg.training.order import Balanced
-from maskimg.training.ranges import MOST, require_ranges
-from maskimg.training.run import (
+from maskimg.training.loop.order import Balanced
+from maskimg.training.loop.ranges import MOST, require_ranges
+from maskimg.training.loop.run import (
     Budget,
     Ema,
     Run,
@@ -34,9 +35,8 @@ from maskimg.training.run import (
     identity_of,
     learning_rate_scale,
 )
-from maskimg.training.update import Update
-from maskimg.training.watch import look_back, unlearnt_warning
-from maskimg.transformer import MaskedTransformer, TokenCritic, TransformerConfig
+from maskimg.training.loop.update import Update
+from maskimg.training.tracking.watch import look_back, unlearnt_warning
 from vqgan.images import sheet, to_pil
 
 
@@ -134,7 +134,11 @@ def train_generator(
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = _maskgit(config, training).to(where)
-    called = ranks.sharded(model, cast(nn.ModuleList, model.net.trunk.blocks)) if shard else ranks.replicated(model)
+    called = (
+        distributed.sharded(model, cast(nn.ModuleList, model.net.trunk.blocks))
+        if shard
+        else distributed.replicated(model)
+    )
     optimizers = _optimizers(model, config, training, muon=training.muon and not shard)
     ema = Ema(model, training.ema_decay)
 
@@ -154,7 +158,7 @@ def train_generator(
 
         # Predict the masked tokens; on a step that is logged, look at the predictions too.
         figures: dict[str, torch.Tensor] = {}
-        looks = run.logs_now and ranks.is_first() and not shard
+        looks = run.logs_now and distributed.is_first() and not shard
         model.observer = _observer(model, figures) if looks else None
 
         def loss_of(places: torch.Tensor, batch=batch) -> torch.Tensor:
@@ -169,7 +173,7 @@ def train_generator(
         if int(10 * progress) > shown:
             shown = int(10 * progress)
             averaged = _averaged(config, training, ema, where)
-            if ranks.is_first():
+            if distributed.is_first():
                 with autocast(where, number_format):
                     judged = held_out_loss(averaged, unseen)
                     run.write_log(held_out_loss=judged)
@@ -183,7 +187,7 @@ def train_generator(
                     run.warn(warning)
 
     averaged = _averaged(config, training, ema, where)
-    if ranks.is_first() and not run.interrupted:  # an interrupted run is judged when it is done
+    if distributed.is_first() and not run.interrupted:  # an interrupted run is judged when it is done
         with autocast(where, number_format):
             judged = held_out_loss(averaged, unseen)
             run.write_log(held_out_loss=judged)
@@ -197,7 +201,7 @@ def train_generator(
                 )
         run.warn(unlearnt_warning(best.loss if best else judged, guessed_loss(cache)))
     if best and not run.interrupted:
-        with ranks.first_goes_ahead():  # the others read what it has written
+        with distributed.first_goes_ahead():  # the others read what it has written
             best.fill(averaged)
     run.close()
     return averaged, run
@@ -236,7 +240,7 @@ def train_critic(
     model = generator.to(where).requires_grad_(False)
     model.token_critic, model.critic_target = critic, training.critic_target
     model.self_critic = None  # one critic takes the other's place
-    called = ranks.replicated(model)
+    called = distributed.replicated(model)
     optimizers = _optimizers(critic, config, training, muon=training.muon)
     ema = Ema(critic, training.ema_decay)
 
@@ -378,7 +382,7 @@ def _compile(network: nn.Module, device: torch.device, run: Run) -> None:
     """Compiled is only faster: where that cannot be done, now or at a later step, training goes on without it."""
     if compile_blocks(network, device):
         torch._dynamo.config.suppress_errors = True
-    elif ranks.is_first() and device.type != "mps":
+    elif distributed.is_first() and device.type != "mps":
         run.say(f"going on without compiling, a third slower: {compile_fault(device)}")
 
 
@@ -478,7 +482,7 @@ def _update(
         run,
         module,
         optimizers,
-        called=called if ranks.several() else None,
+        called=called if distributed.several() else None,
         exchanges=exchanges,
         accumulation=training.accumulation,
     )

@@ -9,19 +9,20 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from maskimg.charts import usage_chart
-from maskimg.evaluate import train_judge
+from maskimg import distributed
+from maskimg.data.pictures import Pictures, move
+from maskimg.evaluation.charts import usage_chart
+from maskimg.evaluation.evaluate import train_judge
+from maskimg.evaluation.metrics import codebook_warning, monochrome_warning
 from maskimg.hardware import autocast, pick_device, pick_dtype
-from maskimg.marks import mark
-from maskimg.metrics import codebook_warning, monochrome_warning
 from maskimg.noise import Chance, Source, rand
-from maskimg.pictures import Pictures, move
-from maskimg.recipe import write_png
-from maskimg.training import ranks
-from maskimg.training.ranges import MOST, require_ranges
-from maskimg.training.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
-from maskimg.training.update import Update
-from maskimg.training.watch import look_back
+from maskimg.outputs import write_png
+from maskimg.recipe import mark
+from maskimg.training.code_usage import CodeUsage
+from maskimg.training.loop.ranges import MOST, require_ranges
+from maskimg.training.loop.run import Budget, Ema, Run, batch_indices, data_identity, identity_of, learning_rate_scale
+from maskimg.training.loop.update import Update
+from maskimg.training.tracking.watch import look_back
 from vqgan import Tokenizer, TokenizerConfig
 from vqgan.discriminator import (
     LeCam,
@@ -40,7 +41,6 @@ from vqgan.loss import (
     resnet_perceptual,
     vgg_perceptual,
 )
-from vqgan.usage import CodeUsage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ def train_tokenizer(
         model = Tokenizer(config).to(where)
         discriminator = PatchDiscriminator().to(where)
     lecam, watchdog, usage = LeCam().to(where), Watchdog(), CodeUsage(model.vocab_size).to(where)
-    called = ranks.replicated(model)
+    called = distributed.replicated(model)
     optimizer, opponent = _adamw(model, training), _adamw(discriminator, training)
     ema = Ema(model, training.ema_decay)
 
@@ -166,12 +166,12 @@ def train_tokenizer(
         usage=usage,
     )
     shown = int(10 * run.budget.progress(run.step, run.seconds))
-    perceptual = ranks.as_first_has(_perceptual(pictures, training).to(where))
+    perceptual = distributed.as_first_has(_perceptual(pictures, training).to(where))
     update = Update(
         run,
         model,
         {"optimizer": optimizer},
-        called=called if ranks.several() else None,
+        called=called if distributed.several() else None,
         exchanges=config.quantizer in ("vq", "lfq", "bsq"),  # their averages are of all processes' codes
         accumulation=training.accumulation,
     )
@@ -207,7 +207,7 @@ def train_tokenizer(
         loss = update(loss_of, training.batch_size, chosen)
         ema.update(model, step)
         kept = kept[-update.accumulation :]  # those of the attempt that fitted into memory
-        pixel_loss = ranks.total(torch.stack([part.pixel_loss for part in kept]).sum())
+        pixel_loss = distributed.total(torch.stack([part.pixel_loss for part in kept]).sum())
         figures: dict[str, torch.Tensor | float] = {
             "loss": loss,
             "pixel_loss": pixel_loss,
@@ -222,7 +222,7 @@ def train_tokenizer(
             restored = torch.cat([part.reconstructions for part in kept])
 
             def opponent_loss_of(places: torch.Tensor, step=step, images=images, restored=restored) -> torch.Tensor:
-                own = (places - ranks.rank()) // ranks.world()  # where this process has them
+                own = (places - distributed.rank()) // distributed.world()  # where this process has them
                 with autocast(where, number_format):
                     real, fake = discriminator(images[own]), discriminator(restored[own])
                     loss = discriminator_loss(real, fake)
@@ -245,7 +245,7 @@ def train_tokenizer(
             if progress >= 0.5:  # every training begins so
                 run.warn(codebook_warning(usage.share, usage.entropy, model.vocab_size, counted=usage.counted))
                 run.warn(monochrome_warning(kept[-1].reconstructions, kept[-1].images))
-            if ranks.is_first():
+            if distributed.is_first():
                 averaged = _averaged(model, ema)
                 run.write_log(held_out_loss=held_out_loss(averaged, unseen), **_use(usage))
                 if not training.adversarial_weight_at(
@@ -256,7 +256,7 @@ def train_tokenizer(
                 _write_sheets(run, averaged, unseen, usage)
 
     model = _averaged(model, ema)
-    if ranks.is_first() and not run.interrupted:
+    if distributed.is_first() and not run.interrupted:
         run.write_log(held_out_loss=held_out_loss(model, unseen), **_use(usage))
         _write_sheets(run, model, unseen, usage)
     run.close()
@@ -338,7 +338,7 @@ def _perceptual(pictures: Pictures, training: TokenizerTraining) -> nn.Module:
         classes,
         training.classifier_steps,
         seed=training.seed + 1,
-        progress=tqdm if ranks.is_first() else None,
+        progress=tqdm if distributed.is_first() else None,
     )
     return Perceptual(judge.classifier.stages)
 

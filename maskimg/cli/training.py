@@ -1,0 +1,312 @@
+"""Commands that train: the whole way from pictures to a model, and each stage on its own."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from maskimg.cli.options import (
+    SOURCE,
+    Parser,
+    Refused,
+    add_machine,
+    add_max_megapixels,
+    max_pixels,
+    progress_bar,
+    say_bad,
+    say_left_out,
+)
+from maskimg.cli.places import out_directory
+
+# Of the plan's options, by the name of the part that they set.
+GROUPS = {
+    "Plan": "The plan: pictures, sources and words",
+    "tokenizer": "The plan: the tokenizer's network",
+    "tokenizer_training": "The plan: how the tokenizer is trained",
+    "tokenizer_budget": "The plan: how long the tokenizer is trained",
+    "generator": "The plan: the generator's network, and the critic's",
+    "generator_training": "The plan: how generator and critic are trained",
+    "generator_budget": "The plan: how long the generator is trained",
+    "critic_budget": "The plan: how long the critic is trained",
+    "recipe": "The plan: how the finished model draws",
+}
+
+
+def train(parser: Parser, arguments: list[str]) -> None:
+    given, plan, listing = _parse_plan(parser, arguments, out="model directory to write")
+    from maskimg import distributed
+    from maskimg.training.folder import train_folder, working_directory
+    from maskimg.training.tracking.watch import unlearnt_warning
+
+    _allow_tf32(given.dtype)
+    _say_plan(listing, plan, working_directory(Path(given.out)))
+    pipeline = train_folder(
+        listing,
+        plan,
+        given.out,
+        device=given.device,
+        dtype=given.dtype,
+        max_bad=given.max_bad,
+        max_pixels=max_pixels(given),
+        about={"licence": given.licence} if given.licence else None,
+        track=given.track,
+        progress=progress_bar(),
+        shard=given.shard,
+        allow_data_change=given.allow_data_change,
+    )
+    if not distributed.is_first():
+        return
+    say_bad(working_directory(Path(given.out)) / "pictures" / "bad.txt")
+    measured = pipeline.about["measured"]
+    for name, value in measured.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+    print(f"learnt by heart? {pipeline.about['memorisation']['in_words']}")
+    nats = (measured.get(f"held_out_nats_{name}", math.nan) for name in ("per_masked_token", "by_guessing"))
+    if warning := unlearnt_warning(*nats):
+        print(f"warning: {warning}")
+    print(f"done: samples in {given.out}/samples.png; open it with `maskimg demo --model {given.out}`")
+
+
+def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
+    given, plan, listing = _parse_plan(parser, arguments, out="tokenizer directory to write")
+    from maskimg import distributed
+    from maskimg.data.pictures import read_pictures
+    from maskimg.training.folder import tokenizer_stage, working_directory
+    from maskimg.training.loop.alone import working_in
+
+    work = working_directory(Path(given.out))
+    _allow_tf32(given.dtype)
+    with working_in(work, active=distributed.is_first()):
+        _say_plan(listing, plan, work)
+        kept = work / "pictures"
+        with distributed.first_goes_ahead():
+            pictures = read_pictures(
+                listing, plan.size, kept,
+                max_bad=given.max_bad, max_pixels=max_pixels(given), progress=progress_bar(),
+            )  # fmt: skip
+        tokenizer = tokenizer_stage(
+            pictures, plan, work / "tokenizer",
+            track=given.track, device=given.device, dtype=given.dtype, allow_data_change=given.allow_data_change,
+        )  # fmt: skip
+        if not distributed.is_first():
+            return
+        say_bad(kept / "bad.txt")
+        tokenizer.save_pretrained(given.out)
+    print(f"done: reconstructions in {work / 'tokenizer' / 'reconstructions.png'}; next, `maskimg encode`")
+
+
+def encode(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("folder", type=str, help=SOURCE)
+    parser.add_argument("tokenizer", type=str, help="tokenizer or model: bundled name, directory or hub")
+    parser.add_argument("--out", type=str, required=True, help="directory to write the codes to")
+    parser.add_argument("--size", type=int, required=True, help="side of the pictures in pixels")
+    parser.add_argument("--versions", type=int, default=4, help="how often each picture is encoded, moved a little")
+    parser.add_argument("--flip", action="store_true", help="mirror every second version")
+    parser.add_argument("--crops", type=int, help="instead: the whole picture, and so many random crops less one")
+    parser.add_argument("--flips", action="store_true", help="each crop mirrored as well")
+    parser.add_argument("--source", type=str, help="what they are drawn from: grey, edges, lowres or a folder")
+    parser.add_argument("--source-tokenizer", type=str, help="for the sources, instead of the same one")
+    parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+    add_max_megapixels(parser)
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
+    given = parser.parse_args(arguments)
+    reads = {"FOLDER": given.folder, "TOKENIZER": given.tokenizer}
+    reads |= {"the source": given.source, "the source's tokenizer": given.source_tokenizer}
+    out = out_directory(given.out, reads, working=True)
+    import time
+
+    from maskimg import distributed
+    from maskimg.data.codes import encode_pictures, require_same_codes
+    from maskimg.data.crops import Crops
+    from maskimg.data.pictures import list_pictures, read_pictures
+    from maskimg.data.source_pictures import kind_of, read_sources
+    from maskimg.hardware import pick_device
+    from maskimg.pipeline import locate_model
+    from maskimg.training.folder import source_codes, working_directory
+    from maskimg.training.loop.alone import working_in
+    from vqgan import Tokenizer
+    from vqgan.writing import require_replaceable
+
+    if given.source:
+        require_replaceable(source_codes(out))
+    tokenizer = Tokenizer.from_pretrained(locate_model(given.tokenizer)).to(pick_device(given.device))
+    if given.size < 1 or given.size % tokenizer.stride or given.versions < 1:
+        raise Refused(f"--size must be a multiple of the tokenizer's stride {tokenizer.stride}, --versions 1 or more")
+    if given.source_tokenizer and not given.source:
+        raise Refused("--source-tokenizer goes with --source")
+    if given.flips and given.crops is None:
+        raise Refused("--flips goes with --crops; with --versions, give --flip")
+    crops = Crops(given.size, given.crops, given.flips) if given.crops is not None else None
+    listing = list_pictures(given.folder, leave_out=(out, working_directory(out)))
+    limits: dict[str, Any] = {"max_bad": given.max_bad, "max_pixels": max_pixels(given)}
+    if distributed.is_first():
+        say_left_out(listing)
+    size = crops.source_size if crops else given.size
+    work, kept = working_directory(out), working_directory(out) / "pictures"
+    with working_in(work, active=distributed.is_first()):
+        with distributed.first_goes_ahead():
+            pictures = read_pictures(listing, size, kept, progress=progress_bar(), **limits)
+        if distributed.is_first():
+            say_bad(kept / "bad.txt")
+        require_same_codes(out, tokenizer, pictures)
+        started = time.perf_counter()
+        cache = encode_pictures(
+            tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=progress_bar()
+        )
+        rate = len(cache.names) / (time.perf_counter() - started)
+        if given.source:
+            with distributed.first_goes_ahead():
+                _, sources = read_sources(given.source, pictures, work, progress=progress_bar(), **limits)
+            other = tokenizer
+            if given.source_tokenizer:
+                other = Tokenizer.from_pretrained(locate_model(given.source_tokenizer)).to(pick_device(given.device))
+            encode_pictures(
+                other, sources, source_codes(out), versions=given.versions, flip=given.flip, crops=crops,
+                kind=kind_of(given.source), progress=progress_bar(),
+            )  # fmt: skip
+    versions, count, h, w = cache.codes.shape
+    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
+
+
+def train_generator(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("codes", type=str, help="directory that `maskimg encode` wrote")
+    parser.add_argument("tokenizer_directory", type=str, help="the tokenizer that encoded them")
+    given, plan, cache = _parse_plan(parser, arguments, out="model directory to write", codes=True)
+    from maskimg import distributed
+    from maskimg.data.codes import read_codes, require_tokenizer
+    from maskimg.data.sources import text
+    from maskimg.pipeline import locate_model
+    from maskimg.training.folder import generator_stage, source_codes, working_directory
+    from maskimg.training.loop.alone import working_in
+    from vqgan import Tokenizer
+
+    out = Path(given.out)
+    _allow_tf32(given.dtype)
+    tokenizer = Tokenizer.from_pretrained(locate_model(given.tokenizer_directory))
+    require_tokenizer(cache, tokenizer)
+    other = None
+    if source_codes(Path(given.codes)).is_dir():
+        cache = cache.drawn_from(read_codes(source_codes(Path(given.codes))))
+        if plan.source_tokenizer:
+            other = Tokenizer.from_pretrained(locate_model(plan.source_tokenizer))
+        require_tokenizer(cache.source, other or tokenizer)
+    elif plan.source:
+        raise Refused(f"`{given.codes}` holds no sources: give `--source` to `maskimg encode` as well")
+    work = working_directory(out)
+    with working_in(work, active=distributed.is_first()):
+        pipeline = generator_stage(
+            cache, tokenizer, plan, work, source_tokenizer=other,
+            track=given.track, device=given.device, dtype=given.dtype, shard=given.shard,
+            allow_data_change=given.allow_data_change,
+        )  # fmt: skip
+        if not distributed.is_first():
+            return
+        pipeline.about.update({"name": text(out.name), "data": {"pictures": cache.codes.shape[1]}})
+        pipeline.save_pretrained(out)
+    print(f"done: open it with `maskimg demo --model {out}`")
+
+
+def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool = False) -> tuple[Namespace, Any, Any]:
+    """Arguments of a training command, the plan, and the listing (or the code cache) that it is for.
+
+    Parsed twice: what the folder holds decides the defaults of the plan that the arguments then change.
+    """
+    import dataclasses
+
+    from maskimg.training.folder import PRESETS, Plan, plan_for
+    from maskimg.training.tracking.trackers import check_tracker
+
+    _add_options(parser, out=out, codes=codes)
+    parser.add_class_arguments(Plan)
+    for name, group in (parser.groups or {}).items():
+        group.title = GROUPS[name]
+    parser.set_defaults(size=0)  # 0: as the pictures are
+    given = parser.parse_args(arguments)
+    place = out_directory(given.out, _reads(given, codes), working=True)
+    if given.preset not in ("auto", *PRESETS):
+        raise Refused(f"--preset must be auto, {' or '.join(PRESETS)}, got `{given.preset}`")
+    check_tracker(given.track)
+    if given.minutes is not None and not 0 < given.minutes < 1e6:
+        raise Refused(f"--minutes must be more than 0, got {given.minutes}")
+
+    if codes:
+        from maskimg.data.codes import read_codes
+
+        found = read_codes(given.codes)
+        count, labelled, usual = found.codes.shape[1], bool(found.fields), 0
+    else:
+        from maskimg.data.listing import require_training
+        from maskimg.data.pictures import list_pictures
+        from maskimg.training.folder import usual_side, working_directory
+
+        written = Path(given.out)
+        found = require_training(list_pictures(given.folder, leave_out=(written, working_directory(written))))
+        count, labelled, usual = len(found), bool(found.fields), usual_side(found)
+    plan = plan_for(count, usual, preset=given.preset, labelled=labelled, minutes=given.minutes, size=given.size)
+    parser.set_defaults(dataclasses.asdict(plan))
+    given = parser.parse_args(arguments)
+    given.out = str(place)
+    values = parser.instantiate(given)
+    chosen = Plan(**{field.name: values[field.name] for field in dataclasses.fields(Plan)})
+    return given, chosen if chosen.size else dataclasses.replace(chosen, size=plan.size), found
+
+
+def _reads(given: Namespace, codes: bool) -> dict[str, str | None]:
+    """What a training reads, by the words that a person knows it by."""
+    reads = {"the source": given.source, "the source's tokenizer": given.source_tokenizer}
+    if not codes:
+        return {"FOLDER": given.folder, **reads}
+    from maskimg.training.folder import source_codes
+
+    given_codes = source_codes(Path(given.codes))
+    return {"CODES": given.codes, "CODES.source": str(given_codes), "TOKENIZER": given.tokenizer_directory, **reads}
+
+
+def _add_options(parser: Parser, *, out: str, codes: bool) -> None:
+    """What most people need, then what fewer do; the plan's own options follow, several dozen of them."""
+    positional = "CODES TOKENIZER" if codes else "FOLDER"
+    parser.usage = f"{parser.prog} {positional} --out OUT [--preset PRESET] [--minutes MINUTES] [option ...]"
+    if not codes:
+        parser.add_argument("folder", type=str, help=f"{SOURCE}; subfolders or a labels.csv become labels")
+    parser.add_argument("--out", type=str, required=True, help=out)
+    parser.add_argument("--preset", type=str, default="auto", help="auto, cpu or gpu")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="of training in all, instead of the preset's; without the time of the small classifiers that training and "
+        "report stand on, a few minutes more",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with what differs from the plan")
+    group = parser.add_argument_group("Pictures, machine and records")
+    if not codes:
+        group.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+        add_max_megapixels(group)
+        group.add_argument("--licence", type=str, help="of the pictures; kept with the model")
+    group.add_argument(
+        "--allow-data-change", action="store_true", help="continue a training that began with other pictures"
+    )
+    add_machine(group)
+    group.add_argument(
+        "--shard", action="store_true", help="split the generator over torchrun's processes (FSDP2), not only the batch"
+    )
+    group.add_argument("--track", type=str, help="tensorboard, trackio or wandb: figures and pictures there, too")
+
+
+def _say_plan(listing: Any, plan: Any, work: Path) -> None:
+    labels = ", ".join(f"{len(names)} x {field}" for field, names in listing.fields.items()) or "no labels"
+    minutes = sum(b.minutes or 0 for b in (plan.tokenizer_budget, plan.generator_budget, plan.critic_budget))
+    print(f"{len(listing)} pictures ({labels}), {int(listing.held_out.sum())} of them held out")
+    say_left_out(listing)
+    print(
+        f"plan: {plan.size} pixels, {plan.grid[0]}x{plan.grid[1]} tokens, {plan.tokenizer.vocab_size} codes, generator "
+        f"{plan.generator.depth} x {plan.generator.dim}; about {minutes:.0f} minutes; logs and sheets in {work}"
+    )
+
+
+def _allow_tf32(dtype: str) -> None:
+    """What is not bf16 anyway need not be exact to the last bit either, unless fp32 was asked for."""
+    import torch
+
+    if dtype != "fp32" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")

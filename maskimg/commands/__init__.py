@@ -1,1 +1,0 @@
-"""The commands of `maskimg`, by what they are for; `maskimg.cli` finds and runs them."""
