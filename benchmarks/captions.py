@@ -31,7 +31,8 @@ from torch import nn
 from tqdm import tqdm
 
 from maskimg.data.pictures import list_pictures, move, read_pictures
-from maskimg.drawing.request import Prompt
+from maskimg.drawing.edits import generation
+from maskimg.drawing.request import Request
 from maskimg.evaluation.evaluate import Classifier, Judge
 from maskimg.evaluation.metrics import frechet_distance
 from maskimg.hardware import autocast, pick_dtype
@@ -242,8 +243,8 @@ def draw(pipeline: Pipeline, emoji: Emoji, rows: torch.Tensor, sampler: Sampler,
     """One sample for the caption and style of each picture `rows` (n,) -> images (n, 3, H, W)."""
     images = []
     for i in tqdm(rows.tolist(), desc="drawing"):
-        prompt = Prompt(label={"style": emoji.style(i)}, text=emoji.caption(i))
-        *_, last = pipeline.steps(prompt, seeds=seed + i, sampler=sampler, complete=False)
+        request = Request({"style": emoji.style(i)}, emoji.caption(i), seeds=[(seed + i) % 2**32], sampler=sampler)
+        *_, last = pipeline.steps(generation(pipeline), request)
         images.append(pipeline.decode(last.codes).cpu())
     return torch.cat(images)
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from maskimg.drawing.edits import generation
+from maskimg.drawing.request import Request
 from maskimg.hardware import can_compile, compile_blocks
 from maskimg.maskgit import MaskGit
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
@@ -89,7 +91,7 @@ def maskimg_pipeline(size: Size, device: torch.device, *, dtype: torch.dtype) ->
     pipeline = Pipeline(tokenizer, MaskedTransformer(_config(size)), device=device, dtype=dtype)
 
     def draw(batch: int, steps: int) -> torch.Tensor:
-        *_, last = pipeline.steps(seeds=list(range(batch)), sampler=Sampler(steps=steps), complete=False)
+        *_, last = pipeline.steps(generation(pipeline), Request(seeds=range(batch), sampler=Sampler(steps=steps)))
         return last.codes
 
     def compiled() -> None:

@@ -22,9 +22,9 @@ import torch
 from playwright.sync_api import sync_playwright
 
 from maskimg.drawing import edits
+from maskimg.drawing.request import Request
 from maskimg.pipeline import Pipeline
 from maskimg_apps.demo import app, drawing
-from maskimg_apps.demo.runs import Order
 
 RESULT = Path(__file__).parent / "results" / "previews.md"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
@@ -44,17 +44,17 @@ WATCH = """() => {
 
 def share_of_previews(pipeline: Pipeline, images: int, rounds: int) -> tuple[float, float]:
     """Seconds of a run without previews, and the median of how much longer it takes with them."""
-    order = Order({}, list(range(images)), pipeline.recipe)
+    request = Request(seeds=range(images), sampler=pipeline.recipe)
 
     def bare() -> float:
         begun, edit = time.perf_counter(), edits.generation(pipeline)
-        *_, last = edits.draw_steps(pipeline, edit, order.asked, order.seeds, sampler=order.sampler, complete=False)
+        *_, last = pipeline.steps(edit, request)
         edit.finish(pipeline.decode(last.codes))
         return time.perf_counter() - begun
 
     def shown() -> float:
         begun = time.perf_counter()
-        for _ in drawing.draw(pipeline, order):
+        for _ in drawing.draw(pipeline, request):
             pass
         return time.perf_counter() - begun
 

@@ -4,6 +4,7 @@ The public names are imported on first use, so that `import maskimg` and `maskim
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
     from maskimg.conditions import from_source as from_source
     from maskimg.data.codes import MaskedTokenDataset as MaskedTokenDataset
     from maskimg.data.codes import paired_batches as paired_batches
-    from maskimg.drawing.request import Prompt as Prompt
+    from maskimg.drawing.edits import Edit as Edit
+    from maskimg.drawing.request import Request as Request
+    from maskimg.drawing.runner import Progress as Progress
+    from maskimg.drawing.runner import Result as Result
     from maskimg.maskgit import Losses as Losses
     from maskimg.maskgit import MaskGit as MaskGit
     from maskimg.masking import token_mask as token_mask
@@ -22,7 +26,6 @@ if TYPE_CHECKING:
     from maskimg.networks.transformer import TokenCritic as TokenCritic
     from maskimg.networks.transformer import TransformerConfig as TransformerConfig
     from maskimg.pipeline import Pipeline as Pipeline
-    from maskimg.pipeline import Result as Result
     from maskimg.sampler import Sampler as Sampler
     from maskimg.sampling import Step as Step
     from maskimg.sampling import sample as sample
@@ -38,8 +41,10 @@ _HOMES = {
     "MaskGit": "maskgit",
     "token_mask": "masking",
     "Pipeline": "pipeline",
-    "Result": "pipeline",
-    "Prompt": "drawing.request",
+    "Request": "drawing.request",
+    "Edit": "drawing.edits",
+    "Progress": "drawing.runner",
+    "Result": "drawing.runner",
     "PromptWarning": "values",
     "SourceConfig": "networks.context_encoder",
     "Sampler": "sampler",
@@ -52,13 +57,15 @@ _HOMES = {
 }
 __all__ = [
     "Condition",
+    "Edit",
     "Losses",
     "MaskGit",
     "MaskedTokenDataset",
     "MaskedTransformer",
     "Pipeline",
-    "Prompt",
+    "Progress",
     "PromptWarning",
+    "Request",
     "Result",
     "Sampler",
     "SourceConfig",
@@ -75,6 +82,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Prompt":
+        warnings.warn("`Prompt` is called `Request` now, and will go", DeprecationWarning, stacklevel=2)
+        return importlib.import_module("maskimg.drawing.request").prompt
     if name not in _HOMES:
         raise AttributeError(f"module `maskimg` has no attribute `{name}`")
     return getattr(importlib.import_module(f"maskimg.{_HOMES[name]}"), name)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from maskimg.cli.main import COMMANDS, main
-from maskimg.pipeline import bundled_models
+from maskimg.drawing.model_files import bundled_models
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

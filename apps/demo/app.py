@@ -30,16 +30,20 @@ from starlette.middleware import Middleware
 from maskimg.hardware import pick_device, pick_dtype
 from maskimg.pipeline import Pipeline
 from maskimg_apps.demo import look, runs
-from maskimg_apps.demo.controls import wire_sends
 from maskimg_apps.demo.serving.inputs import guard_inputs
 from maskimg_apps.demo.serving.models import Models
 from maskimg_apps.demo.serving.pages import Pages, choose_model
 from maskimg_apps.demo.serving.proxies import EVERYWHERE, LOOPBACK, around_proxies, require_usable_proxies
 from maskimg_apps.demo.serving.streams import QuietStreams
 from maskimg_apps.demo.serving.visitors import MOST_REMEMBERED, forget_pages, forget_runs
-from maskimg_apps.demo.tabs import edits, generate
+from maskimg_apps.demo.stage import wire_sends
+from maskimg_apps.demo.tabs import generate
 from maskimg_apps.demo.tabs.about import info_tab, keep_recipes
+from maskimg_apps.demo.tabs.inpaint import inpaint_tab
+from maskimg_apps.demo.tabs.outpaint import outpaint_tab
 from maskimg_apps.demo.tabs.train import train_tab
+from maskimg_apps.demo.tabs.translate import translate_tab
+from maskimg_apps.demo.tabs.vary import vary_tab
 from maskimg_apps.demo.trainer import Trainer
 
 TRAIN, OPEN = "maskimg train FOLDER --out DIR", "maskimg demo --model DIR"
@@ -71,15 +75,15 @@ def build(
             with gr.Tab("Generate", id="generate"):
                 controls["generate"], drawn = generate.generate_tab(pipeline)
             with gr.Tab("Inpaint", id="inpaint"):
-                controls["inpaint"], inpainted, canvas = edits.inpaint_tab(pipeline)
+                controls["inpaint"], inpainted, canvas = inpaint_tab(pipeline)
             with gr.Tab("Outpaint", id="outpaint"):
-                controls["outpaint"], outpainted, upload = edits.outpaint_tab(pipeline)
+                controls["outpaint"], outpainted, upload = outpaint_tab(pipeline)
             with gr.Tab("Variations", id="vary"):
-                controls["vary"], varied, other = edits.vary_tab(pipeline)
+                controls["vary"], varied, other = vary_tab(pipeline)
             stages = [drawn, inpainted, outpainted, varied]
             if pipeline is not None and pipeline.source_kind:
                 with gr.Tab("Translate", id="translate"):
-                    controls["translate"], translated = edits.translate_tab(pipeline)
+                    controls["translate"], translated = translate_tab(pipeline)
                 stages.append(translated)
             with gr.Tab("Reconstruct", id="reconstruct"):
                 generate.reconstruct_tab(pipeline)

@@ -13,11 +13,11 @@ from maskimg.drawing.edits import Edit
 from maskimg.drawing.hole import EVERYTHING, Hole
 from maskimg.drawing.paint import NOTHING, Paint, read_paint
 from maskimg.drawing.reconstruction import Reconstruction
-from maskimg.drawing.request import Prompt
+from maskimg.drawing.request import Request, expand_seeds
 from maskimg.evaluation.card import plainly
 from maskimg.noise import SEEDS
 from maskimg.outputs import write_png
-from maskimg.pipeline import Pipeline, expand_seeds
+from maskimg.pipeline import Pipeline
 from maskimg.recipe import mark
 from maskimg.sampler import Sampler
 from maskimg.sampler import describe as describe_sampler
@@ -35,30 +35,13 @@ SIZES = {"the model's": None, "up to 256": 256, "up to 512": 512}  # longer side
 NOT_OPEN = "no picture is open: drop one on the canvas"
 
 
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """What a person asked for, checked."""
-
-    label: dict[str, str]
-    seeds: list[int]
-    sampler: Sampler
-    best_of: int = 1
-    prompt: str = ""
-    negative: str = ""
-    source: torch.Tensor | None = None
-
-    @property
-    def asked(self) -> Prompt:
-        return Prompt(self.label, self.prompt or None, self.negative or None, source=self.source)
-
-
 def label_key(field: str) -> str:
     """The name of a label field among the page's values."""
     return "label_" + re.sub(r"\W", "_", field)
 
 
-def read_order(pipeline: Pipeline, values: Mapping[str, Any]) -> Order:
-    """The values of the controls as labels, seeds and a sampler. A preset overrides the controls it has moved.
+def read_request(pipeline: Pipeline, values: Mapping[str, Any]) -> Request:
+    """The values of the controls as a Request with a whole Sampler. A preset overrides the controls it has moved.
 
     Raises:
         ValueError: a value is missing, no number, or out of range.
@@ -84,9 +67,11 @@ def read_order(pipeline: Pipeline, values: Mapping[str, Any]) -> Order:
         raise ValueError("best of needs a critic, and this model has none")
     words = [text(name, values.get(name) or "").strip() for name in ("prompt", "negative")]
     sampler = dataclasses.replace(start, **changed)
-    order = Order(label, expand_seeds(seed, count), sampler, best_of, words[0], words[1])
-    pipeline.reader.condition(order.asked)  # what the model does not know is said before anything begins
-    return order
+    request = Request(
+        label, words[0] or None, words[1] or None, seeds=expand_seeds(seed, count), sampler=sampler, best_of=best_of
+    )
+    pipeline.reader.condition(request)  # what the model does not know is said before anything begins
+    return request
 
 
 _NUMBERS = (

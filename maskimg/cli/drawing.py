@@ -163,7 +163,7 @@ def vary(parser: Parser, arguments: list[str]) -> None:
     paths = _paths(given, "vary", given.image, given.mask)
     pipeline = load_pipeline(given)
     mask = _mask(given) if given.mask else None
-    _save(pipeline.variations(_opened(given), given.strength, mask=mask, **_drawing(given, pipeline)), paths, given)
+    _save(pipeline.vary(_opened(given), given.strength, mask=mask, **_drawing(given, pipeline)), paths, given)
 
 
 def _add_edit(parser: Parser) -> None:

@@ -145,12 +145,12 @@ def tune(parser: Parser, arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     from tqdm import tqdm
 
+    from maskimg.drawing.model_files import locate_model
     from maskimg.evaluation import quality
     from maskimg.evaluation import tune as tuning
     from maskimg.evaluation.card import amend, weights_in
     from maskimg.evaluation.evaluate import kept_judge
     from maskimg.outputs import require_free, write_png
-    from maskimg.pipeline import locate_model
     from maskimg.recipe import mark
     from maskimg.training.loop.alone import working_in
 
@@ -275,7 +275,7 @@ def _pictures_to_measure(given: Namespace, size: int, stride: int) -> Any:
 
 def _tokenizer(name: str) -> tuple[Any, int]:
     """The tokenizer of a model, or one on its own, and the side of the model's pictures, 0 where it does not say."""
-    from maskimg.pipeline import locate_model
+    from maskimg.drawing.model_files import locate_model
     from vqgan import Tokenizer, files
 
     directory = locate_model(name)

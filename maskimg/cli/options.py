@@ -225,11 +225,11 @@ def _strength(text: str) -> tuple[str, float]:
 
 def to_prompt(given: Namespace) -> Any:
     """--label, --prompt and what goes with them -> what a Pipeline takes."""
-    from maskimg.drawing.request import Prompt
+    from maskimg.drawing.request import Request
 
     if given.share is not None and not given.towards:
         raise Refused("--share goes with --towards")
-    return Prompt(
+    return Request(
         to_label(given.label),
         given.prompt,
         given.negative,

@@ -121,8 +121,8 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     from maskimg.data.crops import Crops
     from maskimg.data.pictures import list_pictures, read_pictures
     from maskimg.data.source_pictures import kind_of, read_sources
+    from maskimg.drawing.model_files import locate_model
     from maskimg.hardware import pick_device
-    from maskimg.pipeline import locate_model
     from maskimg.training.folder import source_codes, working_directory
     from maskimg.training.loop.alone import working_in
     from vqgan import Tokenizer
@@ -176,7 +176,7 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     from maskimg import distributed
     from maskimg.data.codes import read_codes, require_tokenizer
     from maskimg.data.sources import text
-    from maskimg.pipeline import locate_model
+    from maskimg.drawing.model_files import locate_model
     from maskimg.training.folder import generator_stage, source_codes, working_directory
     from maskimg.training.loop.alone import working_in
     from vqgan import Tokenizer

@@ -1,36 +1,50 @@
-"""Many pictures, each of a label and a seed of its own: those of one label are drawn together."""
+"""One sampling loop for each part of a batch, all of them side by side.
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+Shapes: b images, h w tokens.
+"""
 
-from maskimg.drawing.request import Asked, as_prompt
-from maskimg.pipeline import Pipeline, Result
+from collections.abc import Iterator
+
+import torch
+
+from maskimg.conditions import Condition
+from maskimg.maskgit import MaskGit
 from maskimg.sampler import Sampler
+from maskimg.sampling import Step, first_features, sample_steps
 
 
-def draw_each(
-    pipeline: Pipeline,
-    labels: Sequence[Asked],
-    seeds: Sequence[int],
+def in_batches(
+    model: MaskGit,
+    codes: torch.Tensor,
+    condition: Condition,
+    sampler: Sampler,
+    seeds: torch.Tensor,
     *,
-    sampler: Sampler | str | None = None,
-    best_of: int = 1,
-    batch_size: int = 16,
-) -> Iterator[tuple[list[int], Result]]:
-    """A picture for each label and its seed -> the positions of those just drawn, and what was drawn."""
-    alike: dict[str, list[int]] = {}
-    for i, label in enumerate(labels):
-        alike.setdefault(told(label), []).append(i)
-    for positions in alike.values():
-        for start in range(0, len(positions), batch_size):
-            batch = positions[start : start + batch_size]
-            chosen = [seeds[i] for i in batch]
-            yield batch, pipeline.draw(labels[batch[0]], seeds=chosen, sampler=sampler, best_of=best_of)
+    size: int,
+    complete: bool,
+) -> Iterator[Step]:
+    """`sample_steps` of codes (b, h, w) and seeds (b,), in loops of exactly `size` images, the last one filled up.
 
-
-def told(asked: Asked) -> str:
-    """The same for all that ask for the same, in whatever order they name the fields."""
-    prompt = as_prompt(asked)
-    if isinstance(prompt.label, Mapping):
-        prompt = dataclasses.replace(prompt, label=dict(sorted(prompt.label.items())))
-    return repr(prompt)
+    Loops of one size make rounding independent of how many images there are.
+    """
+    count = len(seeds)
+    if count % size:  # fill the last loop up
+        filled = torch.arange(count + -count % size).clamp(max=count - 1)
+        codes, seeds, condition = codes[filled], seeds[filled], condition.rows(filled)
+    parts = codes.split(size)
+    rows = [condition.rows(slice(start, start + size)) for start in range(0, len(seeds), size)]
+    first = None
+    if bool((codes == model.mask_id).all()):  # then all images begin alike
+        first = first_features(model, rows[0], sampler, codes[:size])
+    loops = [
+        sample_steps(model, part, row, sampler, seed, complete=complete, first=first)
+        for part, row, seed in zip(parts, rows, seeds.split(size), strict=True)
+    ]
+    # An image with few tokens to draw may be finished before the others, and one with none at once.
+    states = [Step(part, torch.zeros(part.shape, device=part.device), part == model.mask_id) for part in parts]
+    for _ in range(sampler.steps):
+        now = [next(loop, None) for loop in loops]
+        if not any(now):
+            return
+        states = [new or old for new, old in zip(now, states, strict=True)]
+        yield Step(*(torch.cat(each)[:count] for each in zip(*states, strict=True)))

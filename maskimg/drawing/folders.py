@@ -6,13 +6,12 @@ pictures out: process r of W draws r, r + W, ... and none needs to hear of the o
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,23 @@ from maskimg import distributed
 from maskimg.conditions import LabelFields
 from maskimg.data import tables
 from maskimg.data.sources import DataError
-from maskimg.drawing.batches import draw_each, told
+from maskimg.drawing import edits
 from maskimg.drawing.claims import claimed, note, note_complete, recipe_of, require_drawable
-from maskimg.drawing.request import Asked, Prompt, PromptReader, as_prompt
+from maskimg.drawing.request import Asked, Request, RequestReader, as_request
+from maskimg.drawing.runner import TOGETHER, Result, Runner
 from maskimg.hardware import compile_fault
 from maskimg.noise import SEEDS
-from maskimg.pipeline import TOGETHER, Pipeline
 from maskimg.recipe import is_whole, mark_in
 from maskimg.sampler import Sampler
 from maskimg.values import WrongType, shown, whole_number
 
-NOTHING = Prompt()
+NOTHING = Request()
 LONG = 5e13  # multiplications and additions: minutes of a CPU, many times what compiling takes
 WASTE = 1.1  # what a compiled run may draw for each picture that is kept
 
 
 def sample_folder(
-    pipeline: Pipeline,
+    runner: Runner,
     folder: str | Path,
     labels: Sequence[Asked],
     *,
@@ -67,11 +66,11 @@ def sample_folder(
     folder = Path(folder)
     require_drawable(folder)
     # A wrong label is refused here, before anything is written.
-    recipe = functools.partial(pipeline.recipe_for, sampler=sampler, best_of=best_of)
-    distinct = _distinct(labels)
-    common = _common([recipe(label, 0) for label in distinct])
+    requests = _requests(labels, sampler, best_of)
+    distinct = _distinct(requests)
+    common = _common([runner.recipe_for(request, 0) for request in distinct])
     if distributed.is_first():
-        pipeline.reader.warn(distinct)
+        runner.reader.warn(distinct)
     paths = picture_paths(folder, len(labels), seed)
 
     with claimed(folder, common):
@@ -79,15 +78,9 @@ def sample_folder(
         if recipe_of(folder) == common:
             _remove_empty(paths[i] for i in mine)
         with _bar(mine, "looking") as bar:  # closed before a sentence that says why not
-            todo = [i for i in bar if not _already_there(paths[i], recipe(labels[i], seed_of(i, seed)))]
-        batches = draw_each(
-            pipeline,
-            [labels[i] for i in todo],
-            [seed_of(i, seed) for i in todo],
-            sampler=sampler,
-            best_of=best_of,
-            batch_size=batch_size,
-        )
+            todo = [i for i in bar if not _already_there(paths[i], runner.recipe_for(requests[i], seed_of(i, seed)))]
+        missing, seeds = [labels[i] for i in todo], [seed_of(i, seed) for i in todo]
+        batches = draw_each(runner, missing, seeds, sampler=sampler, best_of=best_of, batch_size=batch_size)
         begun = list(itertools.islice(batches, 1))  # what cannot be drawn at all is refused before it is noted
         if distributed.is_first():
             note(folder, common)
@@ -102,8 +95,42 @@ def sample_folder(
     return drawn
 
 
+def draw_each(
+    runner: Runner,
+    labels: Sequence[Asked],
+    seeds: Sequence[int],
+    *,
+    sampler: Sampler | str | None = None,
+    best_of: int = 1,
+    batch_size: int = 16,
+) -> Iterator[tuple[list[int], Result]]:
+    """A picture of each label with its seed -> the positions of those just drawn, and what was drawn.
+
+    Those that ask for the same are drawn together. Where a label is a whole Request, its own seeds, sampler and number
+    of candidates do not count.
+    """
+    requests = _requests(labels, sampler, best_of)
+    alike: dict[str, list[int]] = {}
+    for i, request in enumerate(requests):
+        alike.setdefault(request_key(request), []).append(i)
+    nothing_given = edits.generation(runner)
+    for positions in alike.values():
+        for start in range(0, len(positions), batch_size):
+            batch = positions[start : start + batch_size]
+            request = dataclasses.replace(requests[batch[0]], seeds=[seeds[i] for i in batch])
+            yield batch, runner.draw(nothing_given, request)
+
+
+def request_key(asked: Asked) -> str:
+    """The same for all that ask for the same but for their seeds, in whatever order they name the fields."""
+    request = dataclasses.replace(as_request(asked), seeds=(0,))
+    if isinstance(request.label, Mapping):
+        request = dataclasses.replace(request, label=dict(sorted(request.label.items())))
+    return repr(request)
+
+
 def compiles_itself(
-    pipeline: Pipeline,
+    runner: Runner,
     folder: str | Path,
     labels: Sequence[Asked],
     sampler: Sampler | str | None = None,
@@ -119,21 +146,21 @@ def compiles_itself(
     """
     found = recipe_of(Path(folder))
     if isinstance(found, dict):
-        if found.get("compiled") and (fault := compile_fault(pipeline.device)):
+        if found.get("compiled") and (fault := compile_fault(runner.device)):
             raise ValueError(
                 f"the pictures in `{folder}` are compiled, which is not possible here, because {fault}: choose another "
                 "folder"
             )
         return bool(found.get("compiled"))
-    h, w = pipeline.generator.grid
-    weights = sum(weight.numel() for weight in pipeline.generator.net.parameters())
-    work = 2 * weights * h * w * pipeline.sampler(sampler).forwards * best_of * len(labels)
-    if pipeline.device.type != "cpu" or work < LONG:
+    h, w = runner.generator.grid
+    weights = sum(weight.numel() for weight in runner.generator.net.parameters())
+    work = 2 * weights * h * w * runner.sampler(sampler).forwards * best_of * len(labels)
+    if runner.device.type != "cpu" or work < LONG:
         return False
-    of_each = Counter(map(told, labels)).values()
+    of_each = Counter(map(request_key, labels)).values()
     if sum(-(-count // TOGETHER) * TOGETHER for count in of_each) >= WASTE * len(labels):
         return False
-    if fault := compile_fault(pipeline.device):
+    if fault := compile_fault(runner.device):
         print(f"not compiled, which takes two or three times as long: {fault}", file=sys.stderr)
     return not fault
 
@@ -147,7 +174,7 @@ def picture_paths(folder: Path, count: int, seed: int) -> list[Path]:
     return [folder / f"{seed_of(i, seed):06d}.png" for i in range(count)]
 
 
-def each_name(fields: LabelFields, asked: Prompt, count: int) -> Sequence[Asked]:
+def each_name(fields: LabelFields, asked: Request, count: int) -> Sequence[Asked]:
     """Labels that ask for `count` pictures of each name of the first field, the names in turn; the rest as asked.
 
     Raises:
@@ -163,7 +190,7 @@ def each_name(fields: LabelFields, asked: Prompt, count: int) -> Sequence[Asked]
     return each * count
 
 
-def read_table(path: str | Path, reader: PromptReader, asked: Prompt = NOTHING) -> list[Asked]:
+def read_table(path: str | Path, reader: RequestReader, asked: Request = NOTHING) -> list[Asked]:
     """What a CSV asks for, a row each: its columns are label fields, `prompt`, `negative`; empty cells say nothing.
 
     Args:
@@ -181,9 +208,9 @@ def read_table(path: str | Path, reader: PromptReader, asked: Prompt = NOTHING) 
     known = {name.casefold(): name for name in (*reader.labels.names, "prompt", "negative")}
     rows: list[Asked] = []
     for row in table.rows:
-        told = {known.get(name.casefold(), name): cell for name, cell in row.cells.items() if cell}
-        text, negative = told.pop("prompt", asked.text), told.pop("negative", asked.negative)
-        rows.append(dataclasses.replace(asked, label={**always, **told}, text=text, negative=negative))
+        cells = {known.get(name.casefold(), name): cell for name, cell in row.cells.items() if cell}
+        prompt, negative = cells.pop("prompt", asked.prompt), cells.pop("negative", asked.negative)
+        rows.append(dataclasses.replace(asked, label={**always, **cells}, prompt=prompt, negative=negative))
         try:
             reader.condition(rows[-1])
         except ValueError as error:
@@ -198,8 +225,18 @@ def _bar(items: Iterable[int] | None, words: str, **options) -> Any:
     return tqdm(items, desc=words, unit="picture", disable=not distributed.is_first(), **options)
 
 
-def _distinct(labels: Sequence[Asked]) -> list[Asked]:
-    return list({repr(as_prompt(asked)): asked for asked in labels}.values())
+def _distinct(requests: Sequence[Request]) -> list[Request]:
+    objects = {id(request): request for request in requests}.values()
+    return list({request_key(request): request for request in objects}.values())
+
+
+def _requests(labels: Sequence[Asked], sampler: Sampler | str | None, best_of: int) -> list[Request]:
+    """Each label with the options of the whole run; one object for all places of one object."""
+    found: dict[int, Request] = {}
+    for label in labels:
+        if id(label) not in found:
+            found[id(label)] = dataclasses.replace(as_request(label), sampler=sampler, best_of=best_of)
+    return [found[id(label)] for label in labels]
 
 
 def _common(recipes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -35,10 +35,8 @@ class GraphedSampler:
         self.recordings: dict[tuple[int, Sampler, tuple], Recording] = {}
 
     @torch.no_grad()
-    def __call__(
-        self, condition: Condition | torch.Tensor | None, sampler: Sampler, seeds: torch.Tensor
-    ) -> torch.Tensor:
-        """The condition of b images, or their labels (b, f) alone, and seeds (b,) -> codes (b, h, w).
+    def __call__(self, condition: Condition | torch.Tensor | None, sampler: Sampler, seeds: torch.Tensor) -> Step:
+        """The condition of b images, or their labels (b, f) alone, and seeds (b,) -> the last Step of their loop.
 
         Raises:
             RuntimeError: this device or driver cannot record the loop.
@@ -56,7 +54,7 @@ class GraphedSampler:
             kept.copy_(new)
         recording.graph.replay()
         check_finite(recording.last.scores, next(self.model.parameters()).dtype)
-        return recording.last.codes.clone()
+        return Step(*(tensor.clone() for tensor in recording.last))
 
     def _record(self, condition: Condition, sampler: Sampler, seeds: torch.Tensor) -> Recording:
         condition = condition.map(torch.clone)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from maskimg.conditions import Label
 from maskimg.data.pictures import Pictures
-from maskimg.drawing.batches import draw_each
+from maskimg.drawing.folders import draw_each
 from maskimg.evaluation import memorisation
 from maskimg.evaluation.evaluate import FEW, WEAK, Judge, encode_all, judged_field
 from maskimg.evaluation.metrics import (

@@ -29,7 +29,7 @@ from tiny import tiny_pipeline
 from maskimg.drawing import edits
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
-from maskimg_apps.demo import app, controls, drawing, runs, tokens
+from maskimg_apps.demo import app, board, drawing, replay, running, runs, tokens
 from maskimg_apps.demo.serving.uploads import MAX_BLOBS, Drawing, RecentBlobs, guard_editor, open_mask, open_upload
 from maskimg_apps.demo.tabs import about
 from vqgan import ImageError, load_image
@@ -153,7 +153,7 @@ def test_vary_answers_with_variations_of_the_whole_or_of_a_part(client, pipeline
     for given in (None, mask):
         file = handle_file(given) if given else None
         answers, _ = client.predict(**options, mask=file, api_name="/vary")
-        expected = pipeline.variations(path, 0.4, mask=given, seeds=3, count=2).save(tmp_path / "library")
+        expected = pipeline.vary(path, 0.4, mask=given, seeds=3, count=2).save(tmp_path / "library")
         assert [Path(each["image"]).read_bytes() for each in answers] == [each.read_bytes() for each in expected]
 
 
@@ -174,7 +174,7 @@ def test_the_page_the_command_and_the_library_write_the_same_file(client, pipeli
         expected = pipeline.outpaint(path, (0, 2, 0, 1), **drawn)
     else:
         options |= {"image": handle_file(path), "mask": None, "strength": 0.7}
-        expected = pipeline.variations(path, 0.7, **drawn)
+        expected = pipeline.vary(path, 0.7, **drawn)
     (answer,), _ = client.predict(**options, api_name=f"/{task}")
     assert Path(answer["image"]).read_bytes() == expected.save(tmp_path / "library")[0].read_bytes()
 
@@ -272,7 +272,7 @@ def test_values_out_of_range_are_refused_in_words(client, values, words):
 def test_every_number_is_checked_on_the_server(pipeline, values, words):
     # A slider's own limits hold for the page, but its step does not, and another client may send anything.
     with pytest.raises(ValueError, match=words):
-        runs.read_order(pipeline, VALUES | values)
+        runs.read_request(pipeline, VALUES | values)
 
 
 def test_a_broken_picture_is_refused_in_a_sentence_without_a_path(client, tmp_path):
@@ -337,7 +337,7 @@ def test_an_error_cannot_carry_markup():
 
 
 def test_every_step_shows_fewer_hatched_tokens_until_the_pictures_are_there(pipeline):
-    order = runs.read_order(pipeline, VALUES | {"images": 2, "label_class": "cat"})
+    order = runs.read_request(pipeline, VALUES | {"images": 2, "label_class": "cat"})
     moments = list(drawing.draw(pipeline, order, share=math.inf))
     assert [moment.pictures is not None for moment in moments] == [False] * 4 + [True]
     assert "starting" in moments[0].status
@@ -362,7 +362,7 @@ def test_previews_take_a_small_share_of_the_time_however_dear_they_are(pipeline,
             yield preview
 
     monkeypatch.setattr(pipeline, "steps", slow)
-    order = runs.read_order(pipeline, VALUES | {"images": 1, "steps": 16, "order": "random"})
+    order = runs.read_request(pipeline, VALUES | {"images": 1, "steps": 16, "order": "random"})
     shown = {}
     for cost in (0.02, 0.5, 10.0):
         clock[0], taken = 0.0, 0
@@ -377,7 +377,7 @@ def test_previews_take_a_small_share_of_the_time_however_dear_they_are(pipeline,
 def test_a_status_goes_on_where_there_is_no_time_for_panels(pipeline, monkeypatch):
     monkeypatch.setattr(drawing, "EVERY", -1.0)
     monkeypatch.setattr(drawing.Purse, "allows", lambda purse: False)
-    moments = list(drawing.draw(pipeline, runs.read_order(pipeline, VALUES)))
+    moments = list(drawing.draw(pipeline, runs.read_request(pipeline, VALUES)))
     assert [moment.panel is None for moment in moments] == [False, True, True, True, True, False]
     assert [f"step {step}/4" in moments[step].status for step in range(1, 5)] == [True] * 4
 
@@ -387,34 +387,34 @@ def test_programs_that_call_are_not_made_to_wait_for_previews(pipeline, monkeypa
     monkeypatch.setattr(pipeline, "decode", lambda codes: decoded.append(1) or Pipeline.decode(pipeline, codes))
     gallery = gr.Gallery()
     gallery.GRADIO_CACHE = str(tmp_path)
-    paths, seed = controls.run_once(pipeline, runs.read_order(pipeline, VALUES), None, gallery)
+    paths, seed = running.run_once(pipeline, runs.read_request(pipeline, VALUES), None, gallery)
     assert len(paths) == VALUES["images"] and seed == 7
     assert decoded == [1]
 
 
 def test_a_replay_can_show_what_the_network_and_the_critic_believe(pipeline):
-    order = runs.read_order(pipeline, VALUES | {"images": 2, "label_class": "cat", "order": "halton"})
+    order = runs.read_request(pipeline, VALUES | {"images": 2, "label_class": "cat", "order": "halton"})
     *moments, last = drawing.draw(pipeline, order, share=math.inf)
     assert all("mk-heat" not in (moment.panel or "") for moment in moments)
-    frames = drawing.frames(pipeline, last.reel)
+    frames = replay.frames(pipeline, last.reel)
     # Also of tokens that are still masked, whose codes the run itself never drew.
     assert all(np.isfinite(frame.confidence).all() and np.isfinite(frame.critic).all() for frame in frames)
     assert [frame.masked.any() for frame in frames] == [True, True, True, False]
-    belief = (-pipeline.doubts(order.asked, last.reel.shots[-1].part[None])).sigmoid()[0]
+    belief = (-pipeline.doubts(order, last.reel.states[-1].part)).sigmoid()[0]
     assert np.allclose(frames[-1].critic, belief)
-    assert drawing.show_frames(frames).count("mk-critic") == 4
+    assert replay.show_frames(frames).count("mk-critic") == 4
     *moments, _ = drawing.draw(pipeline, order, view="Critic", share=math.inf)
     assert (moments[-1].panel.count("mk-critic"), moments[-1].panel.count("mk-confidence")) == (2, 0)
     *moments, _ = drawing.draw(pipeline, order, view="Confidence", share=math.inf)
     assert (moments[-1].panel.count("mk-critic"), moments[-1].panel.count("mk-confidence")) == (0, 2)
     *_, last = drawing.draw(pipeline, dataclasses.replace(order, sampler=pipeline.presets["best"]))
-    assert all(frame.critic is not None for frame in drawing.frames(pipeline, last.reel))
+    assert all(frame.critic is not None for frame in replay.frames(pipeline, last.reel))
 
 
 def test_under_the_hatching_lies_the_nearest_code(pipeline):
     mask = pipeline.generator.mask_id
     part = torch.tensor([[[5, mask, mask], [mask, mask, 9]], [[mask] * 3, [mask] * 3]])
-    filled = drawing._nearest(pipeline, part)
+    filled = board.nearest(pipeline, part)
     assert filled[0].tolist() == [[5, 5, 9], [5, 9, 9]]
     assert filled[1].tolist() == [[0] * 3] * 2  # nothing is drawn there yet, and nothing is seen of it
 
@@ -430,28 +430,28 @@ def test_scores_have_six_colours_and_what_is_still_masked_is_smaller():
 @pytest.mark.parametrize("kind", ["generate", "outpaint", "best of"])
 def test_an_animation_shows_every_step_of_the_first_picture(pipeline, kind):
     best_of = 3 if kind == "best of" else 1
-    order = runs.read_order(pipeline, VALUES | {"images": 2, "best_of": best_of})
+    order = runs.read_request(pipeline, VALUES | {"images": 2, "best_of": best_of})
     edit = edits.outpainting(pipeline, Image.new("RGB", (32, 32), "red"), (2, 0, 0, 0)) if kind == "outpaint" else None
     *_, last = drawing.draw(pipeline, order, edit)
-    frames = drawing.frames(pipeline, last.reel, scored=False)
+    frames = replay.frames(pipeline, last.reel, scored=False)
     assert len(frames) == 4 * (len(edit.places) if edit else 1)
     left = [int(frame.masked.sum()) for frame in frames]
     assert left == sorted(set(left), reverse=True) and left[-1] == 0
     assert all((frame.fresh == (before.masked & ~frame.masked)).all() for before, frame in itertools.pairwise(frames))
-    film = Image.open(io.BytesIO(drawing.animate(frames)))
+    film = Image.open(io.BytesIO(replay.animate(frames)))
     assert film.format == "WEBP" and film.n_frames == len(frames) and min(film.size) >= 256
     assert last.pictures is not None
     shown = tokens.data_uri(last.pictures[0])
     assert shown in (last.panel or "")
     if kind != "outpaint":  # there the original's own pixels lie over what the tokenizer made of them
-        assert shown in drawing.show_frames(frames[-1:])
+        assert shown in replay.show_frames(frames[-1:])
 
 
 def test_a_replay_can_be_asked_for_again_and_keeps_no_large_picture(pipeline):
-    order = runs.read_order(pipeline, VALUES)
+    order = runs.read_request(pipeline, VALUES)
     photo = Image.effect_noise((1000, 1000), 50).convert("RGB")
     *_, last = drawing.draw(pipeline, order, edits.outpainting(pipeline, photo, (2, 1, 0, 0)))
-    once, again = (drawing.frames(pipeline, last.reel, scored=False) for _ in range(2))
+    once, again = (replay.frames(pipeline, last.reel, scored=False) for _ in range(2))
     assert len({frame.picture.tobytes() for frame in once}) > 1
     assert [frame.picture.tobytes() for frame in once] == [frame.picture.tobytes() for frame in again]
     assert len(pickle.dumps(last.reel)) < 100_000  # the photo is 3 MB
@@ -459,18 +459,18 @@ def test_a_replay_can_be_asked_for_again_and_keeps_no_large_picture(pipeline):
 
 def test_a_long_run_is_replayed_in_few_frames(pipeline):
     """And each place has some, also one with fewer tokens than steps, which ends early."""
-    order = runs.read_order(pipeline, VALUES | {"steps": 16})
+    order = runs.read_request(pipeline, VALUES | {"steps": 16})
     edit = edits.outpainting(pipeline, Image.new("RGB", (96, 32)), (0, 2, 0, 2))
     assert len(edit.places) > 4
     *_, last = drawing.draw(pipeline, order, edit)
-    frames = drawing.frames(pipeline, last.reel, scored=False)
-    assert len(frames) == drawing.MAX_FRAMES and not frames[-1].masked.any()
-    assert {shot.place for shot in last.reel.shots if not shot.chosen} == set(range(len(edit.places)))
+    frames = replay.frames(pipeline, last.reel, scored=False)
+    assert len(frames) == replay.MAX_FRAMES and not frames[-1].masked.any()
+    assert {state.place for state in last.reel.states if not state.chosen} == set(range(len(edit.places)))
 
 
 @pytest.mark.parametrize("order", ["confidence", "halton", "random", "critic", "moment"])
 def test_the_demo_draws_what_the_pipeline_draws(pipeline, order):
-    asked = runs.read_order(pipeline, VALUES | {"order": order, "images": 2, "guidance": 2.0, "label_class": "cat"})
+    asked = runs.read_request(pipeline, VALUES | {"order": order, "images": 2, "guidance": 2.0, "label_class": "cat"})
     *_, last = drawing.draw(pipeline, asked)
     expected = pipeline.generate({"class": "cat"}, seeds=7, count=2, sampler=asked.sampler)
     assert [image.tobytes() for image in last.pictures or []] == [image.tobytes() for image in expected.images]
@@ -478,7 +478,7 @@ def test_the_demo_draws_what_the_pipeline_draws(pipeline, order):
 
 def test_best_of_shows_the_candidate_that_the_pipeline_chooses(pipeline, monkeypatch):
     monkeypatch.setattr(drawing, "EVERY", 0.0)  # a status line at every step
-    asked = runs.read_order(pipeline, VALUES | {"images": 2, "best_of": 3, "label_class": "cat"})
+    asked = runs.read_request(pipeline, VALUES | {"images": 2, "best_of": 3, "label_class": "cat"})
     *running, last = drawing.draw(pipeline, asked)
     expected = pipeline.generate({"class": "cat"}, seeds=7, count=2, sampler=asked.sampler, best_of=3)
     assert [image.tobytes() for image in last.pictures or []] == [image.tobytes() for image in expected.images]
@@ -487,22 +487,22 @@ def test_best_of_shows_the_candidate_that_the_pipeline_chooses(pipeline, monkeyp
 
 def test_best_of_needs_a_critic():
     with pytest.raises(ValueError, match="best of needs a critic"):
-        runs.read_order(tiny_pipeline(labels=False, critic=False), VALUES | {"best_of": 2})
+        runs.read_request(tiny_pipeline(labels=False, critic=False), VALUES | {"best_of": 2})
 
 
 def test_a_quality_is_the_models_preset_whatever_the_sliders_say(pipeline):
-    assert runs.read_order(pipeline, VALUES | {"preset": "fast"}).sampler == pipeline.presets["fast"]
+    assert runs.read_request(pipeline, VALUES | {"preset": "fast"}).sampler == pipeline.presets["fast"]
     with pytest.raises(ValueError, match="there is no preset `superb`; there is fast, balanced, best"):
-        runs.read_order(pipeline, VALUES | {"preset": "superb"})
+        runs.read_request(pipeline, VALUES | {"preset": "superb"})
 
 
 def test_a_list_over_the_steps_stays_one_until_its_slider_is_moved():
     pipeline = tiny_pipeline()
     pipeline.recipe = dataclasses.replace(pipeline.recipe, guidance=(1.0, 2.0, 3.0), counts=(1, 2, 6, 7))
     shown = VALUES | {"guidance": 2.0}
-    assert runs.read_order(pipeline, shown).sampler.guidance == (1.0, 2.0, 3.0)
-    assert runs.read_order(pipeline, shown).sampler.counts == (1, 2, 6, 7)
-    moved = runs.read_order(pipeline, shown | {"guidance": 2.5, "steps": 5}).sampler
+    assert runs.read_request(pipeline, shown).sampler.guidance == (1.0, 2.0, 3.0)
+    assert runs.read_request(pipeline, shown).sampler.counts == (1, 2, 6, 7)
+    moved = runs.read_request(pipeline, shown | {"guidance": 2.5, "steps": 5}).sampler
     assert (moved.guidance, moved.steps, moved.counts) == (2.5, 5, ())
 
 
@@ -511,7 +511,7 @@ def test_inpainting_in_the_demo_is_inpainting_in_the_pipeline(pipeline, tmp_path
     mask[5:12, 5:12] = True
     canvas, painted = runs.read_canvas(Drawing(image, mask), None)
     options = runs.hole_options(canvas, 0, "any pixel", "the whole picture")
-    asked = runs.read_order(pipeline, VALUES)
+    asked = runs.read_request(pipeline, VALUES)
     *_, last = drawing.draw(pipeline, asked, edits.inpainting(pipeline, canvas, painted, **options))
     expected = pipeline.inpaint(image, mask, seeds=7, sampler=asked.sampler, grow=0)
     assert [each.tobytes() for each in last.pictures or []] == [each.tobytes() for each in expected.images]
@@ -524,7 +524,7 @@ def test_a_model_without_labels_and_critic_has_a_page_too():
     assert choices == [[(order, order) for order in ("confidence", "halton", "random", "moment")]] * 4
     views = [block.choices for block in page.blocks.values() if "mk-view" in (block.elem_classes or [])]
     assert views == [[("Tokens", "Tokens"), ("Confidence", "Confidence")]] * 4
-    *_, last = drawing.draw(bare, runs.read_order(bare, VALUES))
+    *_, last = drawing.draw(bare, runs.read_request(bare, VALUES))
     assert last.pictures and last.pictures[0].size == (16, 16)
 
 
@@ -541,12 +541,12 @@ def test_a_recipe_sets_the_controls_that_draw_the_same_again(pipeline, task, tmp
         "generate": lambda: pipeline.generate(**options),
         "inpaint": lambda: pipeline.inpaint(path, mask, grow=2, coverage=0.1, **options),
         "outpaint": lambda: pipeline.outpaint(path, (1, 0, 2, 1), **options),
-        "vary": lambda: pipeline.variations(path, 0.35, **options),
+        "vary": lambda: pipeline.vary(path, 0.35, **options),
     }
     recipe = read_recipe(results[task]().save(tmp_path)[0])
     found, values, notes = runs.read_settings(pipeline, recipe)
     assert found == task and notes == []
-    order = runs.read_order(pipeline, VALUES | values)
+    order = runs.read_request(pipeline, VALUES | values)
     assert (order.sampler, order.seeds, order.best_of) == (sampler, [8], 2)
     assert order.label == {"class": "cat"}
     if task == "inpaint":
@@ -562,8 +562,8 @@ def test_a_recipe_that_went_through_a_browser_draws_the_same_bytes(pipeline):
     recipe = pipeline.recipe_for({"class": "cat"}, 3, runs.Sampler(guidance=(1.0, 2.5, 3.0), token_temperature=2.0))
     kept = json.loads(json.dumps(recipe).replace(".0,", ",").replace(".0]", "]"))
     assert json.dumps(kept) != json.dumps(recipe)
-    order = runs.read_order(pipeline, VALUES | runs.read_settings(pipeline, kept)[1])
-    assert json.dumps(drawing.recipe_of(pipeline, order, order.seeds[0], None)) == json.dumps(recipe)
+    order = runs.read_request(pipeline, VALUES | runs.read_settings(pipeline, kept)[1])
+    assert json.dumps(pipeline.recipe_for(order, order.seeds[0])) == json.dumps(recipe)
 
 
 def test_a_recipe_of_another_model_is_used_with_a_warning(pipeline):

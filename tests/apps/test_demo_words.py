@@ -14,7 +14,7 @@ from tiny import listening_pipeline, tiny_pipeline
 from maskimg.outputs import write_png
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
-from maskimg_apps.demo import app, controls, look, runs
+from maskimg_apps.demo import app, controls, look, running, runs
 from maskimg_apps.demo.tabs import about
 
 pytestmark = [
@@ -62,8 +62,8 @@ def test_a_call_says_which_words_the_model_never_saw(client):
 def test_the_page_says_which_words_the_model_never_saw(pipeline, monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(controls.gr, "Warning", told.append)
-    order = runs.read_order(pipeline, VALUES | {"prompt": "<b>"})
-    next(controls.run_on(cast(controls.Stage, None), pipeline, order, None, "Tokens", "generate"))
+    order = runs.read_request(pipeline, VALUES | {"prompt": "<b>"})
+    next(running.run_on(cast(running.Stage, None), pipeline, order, None, "Tokens", "generate"))
     assert "held `b`" in told[0] and "knows no word of the prompt" in told[1]
 
 
@@ -103,8 +103,8 @@ def test_a_recipe_with_words_sets_them_again(pipeline):
     recipe = pipeline.generate("bird", prompt="red apple", seeds=4).recipes[0]
     task, values, notes = runs.read_settings(pipeline, recipe)
     assert (task, values["prompt"], values["negative"], notes) == ("generate", "red apple", "", [])
-    order = runs.read_order(pipeline, VALUES | values)
-    assert order.asked.text == "red apple" and order.seeds == [4]
+    order = runs.read_request(pipeline, VALUES | values)
+    assert order.prompt == "red apple" and order.seeds == (4,)
     _, _, notes = runs.read_settings(tiny_pipeline(), recipe)
     assert notes[0] == "this model was trained without captions, so its words are left out"
 

@@ -13,10 +13,11 @@ import pytest
 from gradio_client import Client
 from tiny import tiny_pipeline
 
-from maskimg.pipeline import Pipeline, bundled_models
+from maskimg.drawing.model_files import bundled_models
+from maskimg.pipeline import Pipeline
 from maskimg_apps.demo import app
-from maskimg_apps.demo.controls import TURN
 from maskimg_apps.demo.serving.models import MOST_LOADED, Models, short_name
+from maskimg_apps.demo.serving.turn import TURN
 from vqgan import load_image
 from vqgan.files import ModelError
 

@@ -14,7 +14,6 @@ import pytest
 from starlette.exceptions import HTTPException
 from tiny import tiny_pipeline
 
-from maskimg.drawing import edits
 from maskimg.pipeline import Pipeline
 from maskimg_apps.demo import app
 from maskimg_apps.demo.serving import visitors
@@ -135,7 +134,7 @@ def test_the_stream_of_an_unknown_session_says_so_and_ends(client, faults, path)
 
 
 def test_two_listeners_of_one_session_may_leave_in_mid_stream(client, pages, faults, monkeypatch):
-    paused, go_on, steps = threading.Event(), threading.Event(), edits.draw_steps
+    paused, go_on, steps = threading.Event(), threading.Event(), Pipeline.steps
 
     def wait(*arguments, **options) -> Iterator:
         for step in steps(*arguments, **options):
@@ -143,7 +142,7 @@ def test_two_listeners_of_one_session_may_leave_in_mid_stream(client, pages, fau
             paused.set()
             go_on.wait(100)
 
-    monkeypatch.setattr(edits, "draw_steps", wait)
+    monkeypatch.setattr(Pipeline, "steps", wait)
     page = pages[0]
     number, run = next((number, run) for number, run in page.fns.items() if run.name == "write")
     data = [None if isinstance(block, gr.State) else getattr(block, "value", None) for block in run.inputs]

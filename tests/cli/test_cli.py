@@ -149,11 +149,11 @@ def test_variations_are_the_librarys(model, picture, mask, tmp_path):
     pipeline = Pipeline.from_pretrained(model, device="cpu")
     arguments = ["vary", str(picture), "--model", str(model), "--strength", "0.4", "--seed", "4"]
     main([*arguments, "--out", str(tmp_path / "several"), "--count", "2"])
-    expected = pipeline.variations(picture, 0.4, seeds=4, count=2).save(tmp_path / "library")
+    expected = pipeline.vary(picture, 0.4, seeds=4, count=2).save(tmp_path / "library")
     written = sorted((tmp_path / "several").iterdir())
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in expected]
     main([*arguments, "--out", str(tmp_path / "part.png"), "--mask", str(mask)])
-    expected = pipeline.variations(picture, 0.4, mask=mask, seeds=4).save(tmp_path / "library")
+    expected = pipeline.vary(picture, 0.4, mask=mask, seeds=4).save(tmp_path / "library")
     assert (tmp_path / "part.png").read_bytes() == expected[0].read_bytes()
 
 

@@ -24,11 +24,12 @@ from maskimg import outputs
 from maskimg.cli.main import COMMANDS, command_named, main
 from maskimg.cli.options import Parser
 from maskimg.drawing.exports import write_npz
+from maskimg.drawing.request import Request
 from maskimg.outputs import write_png
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import mark, mark_in, read_recipe
 from maskimg.sampler import Sampler
-from maskimg_apps.demo import drawing, runs
+from maskimg_apps.demo import replay, runs
 from vqgan import writing
 
 # Options that are read, or that are no paths.
@@ -689,12 +690,12 @@ def test_what_the_page_saves_is_whole_or_not_there(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(writing, "_sync_one", full)
-    monkeypatch.setattr(drawing, "animate", lambda _: b"animation")
-    monkeypatch.setattr(drawing, "frames", lambda *_, **__: [])
-    reel = type("Reel", (), {"order": type("Order", (), {"seeds": [3]})})
+    monkeypatch.setattr(replay, "animate", lambda _: b"animation")
+    monkeypatch.setattr(replay, "frames", lambda *_, **__: [])
+    reel = type("Reel", (), {"request": Request(seeds=[3])})
     for save in (
         lambda: runs.save_reconstruction(pipeline, result, tmp_path),
-        lambda: drawing.save_animation(pipeline, reel, tmp_path),
+        lambda: replay.save_animation(pipeline, reel, tmp_path),
     ):
         with pytest.raises(OSError, match="No space left"):
             save()

@@ -10,6 +10,7 @@ from tiny import tiny_pipeline
 
 from maskimg.drawing import edits
 from maskimg.drawing.hole import lay_out, make_hole
+from maskimg.drawing.request import Request
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
 from maskimg.sampler import Sampler
@@ -50,14 +51,14 @@ def edits(pipeline: Pipeline) -> list[edits.Edit]:
 @pytest.mark.parametrize("kind", range(5))
 def test_a_given_code_never_changes_and_none_is_left_masked(pipeline, kind):
     edit = edits(pipeline)[kind]
-    result = pipeline.edit(edit, "cat", seeds=[5, 6])
+    result = pipeline.draw(edit, Request("cat", seeds=[5, 6]))
     given = (~edit.masked).expand_as(result.codes)
     assert given.any() and not given.all()
     assert torch.equal(result.codes[given], edit.codes.expand_as(result.codes)[given])
     assert (result.codes < pipeline.generator.mask_id).all()
 
 
-@pytest.mark.parametrize("task", ["inpaint", "outpaint", "variations"])
+@pytest.mark.parametrize("task", ["inpaint", "outpaint", "vary"])
 def test_a_seed_draws_the_same_picture_in_any_batch(pipeline, task):
     def draw(**options) -> list[bytes]:
         picture = photo((20, 16))
@@ -66,7 +67,7 @@ def test_a_seed_draws_the_same_picture_in_any_batch(pipeline, task):
         elif task == "outpaint":
             result = pipeline.outpaint(picture, (2, 0, 1, 0), "cat", **options)
         else:
-            result = pipeline.variations(picture, 0.6, "cat", **options)
+            result = pipeline.vary(picture, 0.6, "cat", **options)
         return [image.tobytes() for image in result.images]
 
     several = draw(seeds=7, count=3)
@@ -81,21 +82,23 @@ def test_each_place_of_the_grid_draws_with_noise_of_its_own(pipeline):
     codes[..., 3] = codes[..., 17] = pipeline.generator.mask_id
     wide = edits.Edit("outpaint", {}, codes, GRID, pipeline.generator.mask_id)
     assert wide.places == [(0, 1), (0, 15)]  # either sees its own column third
-    drawn = pipeline.edit(wide, seeds=[3]).codes
+    drawn = pipeline.draw(wide, Request(seeds=[3])).codes
     assert not torch.equal(drawn[..., 3], drawn[..., 17])
 
 
 def test_the_best_of_several_is_chosen_at_each_place(pipeline):
     edit = edits.outpainting(pipeline, photo((16, 16)), (0, 0, 2, 2))
-    seen = [step.candidate for step in edits.draw_steps(pipeline, edit, "cat", [1], best_of=2) if step.chosen]
+    seen = [step.candidate for step in pipeline.steps(edit, Request("cat", seeds=[1], best_of=2)) if step.chosen]
     assert len(seen) == len(edit.places) > 1
-    assert not torch.equal(pipeline.edit(edit, seeds=[1]).codes, pipeline.edit(edit, seeds=[1], best_of=4).codes)
+    assert not torch.equal(
+        pipeline.draw(edit, Request(seeds=[1])).codes, pipeline.draw(edit, Request(seeds=[1], best_of=4)).codes
+    )
 
 
 def test_the_steps_lead_to_the_result_and_their_share_to_one(pipeline):
     edit = edits.outpainting(pipeline, photo((16, 16)), (2, 0, 2, 0))
-    steps = list(edits.draw_steps(pipeline, edit, "cat", [4, 5]))
-    assert torch.equal(steps[-1].codes, pipeline.edit(edit, "cat", seeds=[4, 5]).codes)
+    steps = list(pipeline.steps(edit, Request("cat", seeds=[4, 5])))
+    assert torch.equal(steps[-1].codes, pipeline.draw(edit, Request("cat", seeds=[4, 5])).codes)
     shares = [step.share for step in steps]
     assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
     left = [int(step.masked.sum()) for step in steps]
@@ -110,7 +113,7 @@ def test_a_recipe_holds_what_draws_its_picture_again(pipeline, task, tmp_path):
     elif task == "outpaint":
         result = pipeline.outpaint(picture, (0, 1, 2, 0), "cat", seeds=3, window=20)
     else:
-        result = pipeline.variations(picture, 0.3, "cat", seeds=3)
+        result = pipeline.vary(picture, 0.3, "cat", seeds=3)
     recipe = read_recipe(result.save(tmp_path)[0]) or {}
     assert recipe["task"] == task and recipe["tokens_redrawn"] > 0
     again = {"label": recipe["label"], "seeds": recipe["seed"], "sampler": Sampler(**recipe["sampler"])}
@@ -120,7 +123,7 @@ def test_a_recipe_holds_what_draws_its_picture_again(pipeline, task, tmp_path):
     elif task == "outpaint":
         repeated = pipeline.outpaint(picture, tuple(recipe["margins"]), window=recipe["window"], **again)
     else:
-        repeated = pipeline.variations(picture, recipe["strength"], **again)
+        repeated = pipeline.vary(picture, recipe["strength"], **again)
     assert repeated.images[0].tobytes() == result.images[0].tobytes()
     assert repeated.recipes == result.recipes
 
@@ -307,19 +310,19 @@ def test_strength_is_the_share_redrawn_and_more_of_it_redraws_the_same_and_more(
 
 
 def test_at_full_strength_nothing_is_left_of_the_picture(pipeline):
-    result = pipeline.variations(photo((16, 16)), 1.0, "cat", seeds=5)
+    result = pipeline.vary(photo((16, 16)), 1.0, "cat", seeds=5)
     assert result.images[0].tobytes() == pipeline.generate("cat", seeds=5).images[0].tobytes()
 
 
 def test_a_variation_is_as_large_as_the_model_sees_the_picture(pipeline):
-    result = pipeline.variations(photo((40, 20)), 0.5, seeds=1)
+    result = pipeline.vary(photo((40, 20)), 0.5, seeds=1)
     assert result.images[0].size == (16, 8)
     assert result.recipes[0]["tokens_redrawn"] == 4  # half of those that the picture fills
 
 
 def test_a_brushed_region_is_rolled_again_and_the_rest_keeps_its_pixels(pipeline):
     picture, mask = photo((16, 16)), paint((16, 16), (4, 4, 12, 12))
-    result = pipeline.variations(picture, 1.0, "cat", mask=mask, seeds=1, count=3)
+    result = pipeline.vary(picture, 1.0, "cat", mask=mask, seeds=1, count=3)
     for image, codes in zip(result.images, result.codes, strict=True):
         changed = (np.array(image) != np.array(picture)).any(-1)
         assert changed[mask].any() and not changed[~mask].any()
@@ -333,4 +336,4 @@ def test_a_brushed_region_is_rolled_again_and_the_rest_keeps_its_pixels(pipeline
 @pytest.mark.parametrize("strength", [0, -0.5, 1.01])
 def test_a_strength_out_of_range_is_refused(pipeline, strength):
     with pytest.raises(ValueError, match="strength must be above 0 and at most 1"):
-        pipeline.variations(photo((16, 16)), strength)
+        pipeline.vary(photo((16, 16)), strength)

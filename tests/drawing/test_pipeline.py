@@ -13,14 +13,16 @@ from helpers import differing, tiny_net
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
-from tiny import LABELS, NETWORK, tiny_pipeline
+from tiny import LABELS, NETWORK, tiny_pipeline, watched
 from torch import nn
 
+from maskimg.drawing import edits
+from maskimg.drawing.request import Request, expand_seeds
+from maskimg.drawing.runner import Progress
 from maskimg.maskgit import MaskGit
 from maskimg.networks.transformer import MaskedTransformer
-from maskimg.noise import SEEDS
 from maskimg.outputs import write_png
-from maskimg.pipeline import Pipeline, Preview, expand_seeds
+from maskimg.pipeline import Pipeline
 from maskimg.recipe import describe, read_recipe
 from maskimg.sampler import Sampler, make_presets
 from vqgan import ImageError, Tokenizer
@@ -100,16 +102,16 @@ def test_the_recipe_in_each_file_draws_its_picture_again(tmp_path, pipeline):
 
 
 def test_drawing_can_be_watched_step_by_step(pipeline):
-    previews = list(pipeline.steps("cat", seeds=[5, 6]))
+    previews = watched(pipeline, "cat", seeds=[5, 6])
     assert [(preview.step, preview.steps) for preview in previews] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert all(preview.codes.max() < 64 for preview in previews)
+    assert all(preview.part.max() < 64 for preview in previews)
     assert [preview.masked.any().item() for preview in previews] == [True, True, True, False]
-    assert torch.equal(previews[-1].codes, pipeline.generate("cat", seeds=[5, 6]).codes)
+    assert torch.equal(previews[-1].part, pipeline.generate("cat", seeds=[5, 6]).codes)
 
 
 def test_watching_in_bf16_leaves_no_number_format_behind():
     pipeline = tiny_pipeline(dtype="bf16")
-    for _ in pipeline.steps("cat"):
+    for _ in pipeline.steps(edits.generation(pipeline), Request("cat"), complete=True):
         assert not torch.is_autocast_enabled("cpu")
     assert pipeline.generate("cat").recipes[0]["dtype"] == "bfloat16"
 
@@ -133,8 +135,9 @@ def test_what_cannot_be_drawn_is_answered_with_a_sentence(pipeline, ask, message
         ask(pipeline)
 
 
-def test_a_grid_without_a_hole_needs_no_step(pipeline):
-    assert list(pipeline.steps(codes=torch.zeros(2, 4, 4, dtype=torch.int64), seeds=[0, 1])) == []
+def test_grids_without_a_hole_are_refused(pipeline):
+    with pytest.raises(ValueError, match="there is nothing to draw: no token is masked"):
+        watched(pipeline, codes=torch.zeros(2, 4, 4, dtype=torch.int64), seeds=[0, 1])
 
 
 HOLES = torch.tensor([16, 4, 0, 12])  # unknown tokens of four images
@@ -152,30 +155,33 @@ def _grids(pipeline: Pipeline) -> torch.Tensor:
 def test_images_with_holes_of_any_size_are_drawn_side_by_side(pipeline, order, complete):
     """The image without a hole and those that are finished early stay as they are until the last one is."""
     codes, sampler = _grids(pipeline), Sampler(steps=6, order=order, schedule="linear")
-    previews = list(pipeline.steps("cat", codes=codes, seeds=[5, 6, 7, 8], sampler=sampler, complete=complete))
+    previews = watched(pipeline, "cat", codes=codes, seeds=[5, 6, 7, 8], sampler=sampler, complete=complete)
     assert len(previews) == 6
     for preview in previews:
-        assert {preview.codes.shape, preview.scores.shape, preview.masked.shape} == {(4, 4, 4)}
-        assert (preview.codes[~preview.masked] < 64).all()
-        assert not complete or (preview.codes < 64).all()
-        assert torch.equal(preview.codes[codes < 64], codes[codes < 64])
+        assert {preview.part.shape, preview.scores.shape, preview.masked.shape} == {(4, 4, 4)}
+        assert (preview.part[~preview.masked] < 64).all()
+        assert not complete or (preview.part < 64).all()
+        assert torch.equal(preview.part[codes < 64], codes[codes < 64])
     left = [preview.masked.sum((1, 2)).tolist() for preview in previews]
     assert left == [[13, 3, 0, 10], [11, 2, 0, 8], [8, 1, 0, 6], [5, 0, 0, 4], [3, 0, 0, 2], [0, 0, 0, 0]]
 
     # Each is what it is alone.
     for i, hole in enumerate(HOLES):
-        alone = list(pipeline.steps("cat", codes=codes[i : i + 1], seeds=5 + i, sampler=sampler, complete=complete))
+        if not hole:
+            assert torch.equal(codes[i], previews[-1].part[i])
+            continue
+        alone = watched(pipeline, "cat", codes=codes[i : i + 1], seeds=5 + i, sampler=sampler, complete=complete)
         assert len(alone) == (6 if hole > 4 else hole)
-        assert torch.equal(alone[-1].codes[0] if alone else codes[i], previews[-1].codes[i])
+        assert torch.equal(alone[-1].part[0], previews[-1].part[i])
 
 
 def test_showing_complete_grids_changes_no_picture(pipeline):
     for order in ("halton", "moment", "critic"):
         whole, plain = (
-            list(pipeline.steps("bug", seeds=[1, 2], sampler=Sampler(steps=4, order=order), complete=complete))
+            watched(pipeline, "bug", seeds=[1, 2], sampler=Sampler(steps=4, order=order), complete=complete)
             for complete in (True, False)
         )
-        assert torch.equal(whole[-1].codes, plain[-1].codes)
+        assert torch.equal(whole[-1].part, plain[-1].part)
         assert all(torch.equal(one.masked, other.masked) for one, other in zip(whole, plain, strict=True))
 
 
@@ -213,13 +219,13 @@ def test_a_preset_may_be_named_wherever_a_sampler_may_be_given(pipeline):
     assert torch.equal(named.codes, given_whole.codes)
     assert named.recipes == given_whole.recipes == [pipeline.recipe_for("cat", 3, "fast")]
     assert Sampler(**named.recipes[0]["sampler"]) == fast
-    assert len(list(pipeline.steps("cat", sampler="fast"))) == fast.steps
+    assert len(watched(pipeline, "cat", sampler="fast")) == fast.steps
     painted = pipeline.inpaint(_photo((16, 16)), _paint((16, 16), (0, 0, 8, 8)), sampler="best")
     assert Sampler(**painted.recipes[0]["sampler"]) == pipeline.presets["best"]
 
 
 def test_a_preset_that_does_not_exist_is_answered_with_those_that_do(pipeline):
-    for ask in (pipeline.generate, lambda sampler: list(pipeline.steps(sampler=sampler))):
+    for ask in (pipeline.generate, lambda sampler: watched(pipeline, sampler=sampler)):
         with pytest.raises(ValueError, match="there is no preset `quick`; there is fast, balanced, best"):
             ask(sampler="quick")
 
@@ -247,9 +253,10 @@ def test_a_model_from_before_presets_gets_the_usual_ones(saved, tmp_path):
 # ----------------------------------------------------------------------------- the critic's opinion
 
 
-def _candidates(pipeline: Pipeline, label: str, seed: int, count: int) -> list[Preview]:
-    """The finished candidates of one picture: they are numbered in the upper half of its seed."""
-    return [list(pipeline.steps(label, seeds=seed + i * SEEDS, complete=False))[-1] for i in range(count)]
+def _candidates(pipeline: Pipeline, label: str, seed: int, count: int) -> list[Progress]:
+    """The finished candidates of one picture."""
+    steps = watched(pipeline, label, seeds=seed, best_of=count, complete=False)
+    return [step for step in steps if step.step == step.steps]
 
 
 def test_doubts_are_the_critics_logits_for_each_token(pipeline):
@@ -268,14 +275,14 @@ def test_the_best_of_one_is_the_plain_picture(pipeline):
     assert torch.equal(plain.codes, best.codes)
     assert plain.recipes == best.recipes
     assert "best_of" not in best.recipes[0]
-    assert torch.equal(_candidates(pipeline, "cat", 4, 1)[0].codes[0], plain.codes[0])
+    assert torch.equal(_candidates(pipeline, "cat", 4, 1)[0].part[0], plain.codes[0])
 
 
 def test_the_best_of_several_is_the_one_that_the_critic_doubts_least(pipeline):
     result = pipeline.generate("cat", seeds=10, count=6, best_of=4)
     chosen = []
     for i in range(6):
-        candidates = [preview.codes[0] for preview in _candidates(pipeline, "cat", 10 + i, 4)]
+        candidates = [preview.part[0] for preview in _candidates(pipeline, "cat", 10 + i, 4)]
         assert len({tuple(codes.flatten().tolist()) for codes in candidates}) == 4
         doubts = [pipeline.doubts("cat", codes[None]).mean().item() for codes in candidates]
         chosen.append(doubts.index(min(doubts)))
@@ -832,7 +839,7 @@ def test_a_model_that_is_nowhere_is_reported(tmp_path):
 )
 def test_grids_that_do_not_fit_are_refused(codes, message):
     with pytest.raises(ValueError, match=message):
-        list(tiny_pipeline().steps(codes=codes, seeds=1))
+        watched(tiny_pipeline(), codes=codes, seeds=1)
 
 
 def test_the_critic_judges_complete_grids_only():

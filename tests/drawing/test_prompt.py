@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from tiny import LABELS, TOKENIZER, WORDS, listening_pipeline, tiny_pipeline
 
-from maskimg.drawing.request import Prompt
+from maskimg.drawing.request import Request
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
 from vqgan import Tokenizer
@@ -23,7 +23,7 @@ def test_words_change_the_picture_and_stand_in_its_recipe(pipeline):
     assert apple.recipes[0]["prompt"] == "red apple"
     dog = pipeline.generate({"style": "flat"}, prompt="red dog", seeds=3)
     assert not torch.equal(apple.codes, dog.codes)
-    again = pipeline.generate(Prompt({"style": "flat"}, "red apple"), seeds=[9, 3])
+    again = pipeline.generate(Request({"style": "flat"}, "red apple"), seeds=[9, 3])
     assert torch.equal(again.codes[1], apple.codes[0])  # whatever is drawn beside it
 
 

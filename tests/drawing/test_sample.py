@@ -19,11 +19,10 @@ from maskimg.cli.main import main
 from maskimg.conditions import LabelFields
 from maskimg.data.sources import DataError
 from maskimg.drawing import folders
-from maskimg.drawing.batches import draw_each
 from maskimg.drawing.claims import claimed
 from maskimg.drawing.exports import contact_sheet, write_npz
-from maskimg.drawing.folders import compiles_itself, each_name, read_table, sample_folder
-from maskimg.drawing.request import Prompt, PromptReader
+from maskimg.drawing.folders import compiles_itself, draw_each, each_name, read_table, sample_folder
+from maskimg.drawing.request import Request, RequestReader
 from maskimg.networks.words import WordPieces
 from maskimg.noise import SEEDS
 from maskimg.recipe import is_whole, read_recipe
@@ -31,7 +30,7 @@ from maskimg.sampler import Sampler
 from vqgan import load_image, writing
 
 FIELDS = LabelFields(LABELS)
-READER = PromptReader(FIELDS, None, [])
+READER = RequestReader(FIELDS, None, [])
 
 
 @pytest.fixture(scope="module")
@@ -270,17 +269,17 @@ def test_pictures_of_several_labels_are_each_what_they_would_be_alone(pipeline):
 
 
 def test_per_class_draws_as_many_of_each_name_in_turn():
-    flat = Prompt({"style": "flat"}, "a sentence")
+    flat = Request({"style": "flat"}, "a sentence")
     names = [asked.label["class"] for asked in each_name(FIELDS, flat, 2)]
     assert names == ["bird", "bug", "cat", "bird", "bug", "cat"]
     first = each_name(FIELDS, flat, 1)[0]
-    assert (first.label, first.text) == ({"style": "flat", "class": "bird"}, "a sentence")
-    assert each_name(FIELDS, Prompt(), 0) == []
+    assert (first.label, first.prompt) == ({"style": "flat", "class": "bird"}, "a sentence")
+    assert each_name(FIELDS, Request(), 0) == []
     for label in ("cat", {"": "cat"}, {"class": "cat"}):
         with pytest.raises(ValueError, match="--per-class draws every class: leave that one label out"):
-            each_name(FIELDS, Prompt(label), 1)
+            each_name(FIELDS, Request(label), 1)
     with pytest.raises(ValueError, match="trained without labels"):
-        each_name(LabelFields(), Prompt(), 1)
+        each_name(LabelFields(), Request(), 1)
 
 
 def test_a_table_says_what_each_picture_is_of(tmp_path):
@@ -288,15 +287,15 @@ def test_a_table_says_what_each_picture_is_of(tmp_path):
     table.write_text("\ufeffclass, style\ncat,round\n bug ,\n\n,flat\n", encoding="utf-8")
     labels = [asked.label for asked in read_table(table, READER)]
     assert labels == [{"class": "cat", "style": "round"}, {"class": "bug"}, {"style": "flat"}]
-    assert read_table(table, READER, Prompt({"style": "flat"}))[1].label == {"class": "bug", "style": "flat"}
-    assert read_table(table, READER, Prompt("bird"))[2].label == {"class": "bird", "style": "flat"}
+    assert read_table(table, READER, Request({"style": "flat"}))[1].label == {"class": "bug", "style": "flat"}
+    assert read_table(table, READER, Request("bird"))[2].label == {"class": "bird", "style": "flat"}
 
 
 def test_a_table_may_hold_prompts(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("style,prompt,negative\nflat,red apple,dog\n,dog,\nround,,\n")
-    reader = PromptReader(FIELDS, WordPieces(("red", "apple", "dog"), 8), ["words"])
-    asked = [(each.text, each.negative) for each in read_table(table, reader, Prompt(negative="apple"))]
+    reader = RequestReader(FIELDS, WordPieces(("red", "apple", "dog"), 8), ["words"])
+    asked = [(each.prompt, each.negative) for each in read_table(table, reader, Request(negative="apple"))]
     assert asked == [("red apple", "dog"), ("dog", "apple"), (None, "apple")]
     with pytest.raises(DataError, match="line 2: this model was trained without captions"):
         read_table(table, READER)

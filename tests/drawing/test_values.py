@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import WORDS, listening_pipeline, tiny_pipeline
+from tiny import WORDS, listening_pipeline, tiny_pipeline, watched
 
 from maskimg import values
 from maskimg.cli.main import main
+from maskimg.drawing import edits
 from maskimg.drawing.folders import each_name, read_table, sample_folder
-from maskimg.drawing.request import Prompt
+from maskimg.drawing.request import Request, expand_seeds
 from maskimg.networks.words import WordPieces, read_words
-from maskimg.pipeline import Pipeline, expand_seeds
+from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
 from maskimg.values import PromptWarning, WrongType
-from maskimg_apps.demo import runs
 from vqgan import Tokenizer, load_image
 
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((16, 16))
@@ -102,7 +102,7 @@ def test_text_may_have_line_breaks_and_no_halves_of_characters():
         ({"towards": "bug", "share": math.nan}, "share must be between 0 and 1, got nan"),
         ({"prompt": 3}, "prompt must be a string, got 3"),
         ({"negative": ["x"]}, "negative must be a string, got `\\['x'\\]`"),
-        ({"label": Prompt(text="red"), "prompt": "dog"}, "prompt is given twice"),
+        ({"label": Request(prompt="red"), "prompt": "dog"}, "prompt is given twice"),
         ({"seeds": [1, 5], "count": 3}, "count is 3, but there are 2 seeds"),
         ({"seeds": [1, 5], "count": 1}, "count is 1, but there are 2 seeds"),
         ({"seeds": 1.0}, "seeds must be a whole number between 0 and 4294967295, got 1.0"),
@@ -136,8 +136,8 @@ def test_generate_uses_what_it_is_given_or_refuses_it(listening, asked, sentence
 
 
 def test_a_prompt_in_a_prompt_is_refused():
-    with pytest.raises(WrongType, match="label must be one name, .* got a value of the type `Prompt`"):
-        Prompt(label=Prompt())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(WrongType, match="label must be one name, .* got a value of the type `Request`"):
+        Request(label=Request())  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -170,20 +170,22 @@ def test_a_list_of_seeds_says_how_many_pictures_there_are():
         (lambda p: p.outpaint(PICTURE, (1.0, 0, 0, 0)), "each of the margins must be a whole number"),
         (lambda p: p.outpaint(PICTURE, (True, 0, 0, 0)), "each of the margins must be a whole number"),
         (lambda p: p.outpaint(PICTURE, (1, 0, 0, 0), window="x"), "window must be a whole number"),
-        (lambda p: p.variations(PICTURE, "much"), "strength must be a number"),
-        (lambda p: p.variations(PICTURE, math.nan), "strength must be a number"),
+        (lambda p: p.vary(PICTURE, "much"), "strength must be a number"),
+        (lambda p: p.vary(PICTURE, math.nan), "strength must be a number"),
         (lambda p: p.reconstruct(PICTURE, size="8"), "size must be a whole number"),
         (lambda p: p.reconstruct(PICTURE, size=8.5), "size must be a whole number"),
         (lambda p: p.reconstruct(3), "expected a picture or the path of one, got `3`"),
         (lambda p: p.reconstruct(["a.png"]), "expected a picture or the path of one"),
         (lambda p: p.reconstruct(None), "expected a picture or the path of one"),
         (lambda p: p.reconstruct("a\0.png"), "cannot be the path of a file"),
-        (lambda p: list(p.steps(seeds=1.5)), "seeds must be a whole number"),
-        (lambda p: list(p.steps(codes=[[1]])), "codes must be grids"),
-        (lambda p: list(p.steps(codes=torch.zeros(1, 4, 4))), "codes must be integers, got torch.float32"),
+        (lambda p: watched(p, seeds=1.5), "seeds must be a whole number"),
+        (lambda p: watched(p, codes=[[1]]), "codes must be grids"),
+        (lambda p: watched(p, codes=torch.zeros(1, 4, 4)), "codes must be integers, got torch.float32"),
         (lambda p: p.doubts(None, torch.zeros(1, 4, 4)), "codes must be integers"),
         (lambda p: p.decode("x"), "codes must be a tensor"),
-        (lambda p: p.edit(3, seeds=[1]), "edit must be an Edit"),
+        (lambda p: p.draw(3, Request()), "edit must be an Edit"),
+        (lambda p: p.draw("bird", Request()), "edit must be an Edit"),
+        (lambda p: list(p.steps(edits.generation(p), "bird")), "request must be a Request"),
         (lambda p: p.recipe_for(None, 1.5), "seed must be a whole number"),
         (lambda p: p.tokenizer.encode(3), "expected images \\(b, 3, H, W\\)"),
         (lambda p: p.tokenizer.encode(torch.zeros(1, 3, 16, 16, dtype=torch.int64)), "expected images .* of floats"),
@@ -294,7 +296,7 @@ def test_a_file_of_settings_that_says_something_twice_is_refused(tmp_path, capsy
 
 
 def test_labels_of_a_table_and_of_the_command_line_are_held_against_each_other(pipeline, tmp_path):
-    twice = Prompt({"": "bird", "class": "bug"})
+    twice = Request({"": "bird", "class": "bug"})
     (tmp_path / "t.csv").write_text("style\nflat\n")
     for read in (lambda: read_table(tmp_path / "t.csv", pipeline.reader, twice), lambda: each_name(LABELED, twice, 1)):
         with pytest.raises(ValueError, match="class is asked for twice"):
@@ -350,8 +352,8 @@ def test_every_way_to_draw_warns_of_words(listening):
         lambda: listening.translate(PICTURE, prompt="cow"),
         lambda: listening.inpaint(PICTURE, PAINTED, prompt="cow"),
         lambda: listening.outpaint(PICTURE, (1, 0, 0, 0), prompt="cow"),
-        lambda: listening.variations(PICTURE, prompt="cow"),
-        lambda: listening.generate(Prompt(text="cow")),
+        lambda: listening.vary(PICTURE, prompt="cow"),
+        lambda: listening.generate(Request(prompt="cow")),
     ]
     for draw in draws:
         with pytest.warns(PromptWarning) as caught:
@@ -361,7 +363,7 @@ def test_every_way_to_draw_warns_of_words(listening):
 
 
 def test_a_run_of_many_pictures_warns_once(listening, tmp_path):
-    asked = [Prompt(text=text) for text in ("cow", "red cow", "elk") for _ in range(3)]
+    asked = [Request(prompt=text) for text in ("cow", "red cow", "elk") for _ in range(3)]
     with pytest.warns(PromptWarning) as caught:
         sample_folder(listening, tmp_path / "out", asked, batch_size=2, sampler=Sampler(steps=1))
     told = [str(each.message) for each in caught]
@@ -398,9 +400,9 @@ MANY_STEPS = Sampler(steps=18)
         lambda p, **o: p.generate(**o),
         lambda p, **o: p.inpaint(PICTURE, PAINTED, grow=0, **o),
         lambda p, **o: p.outpaint(PICTURE, (1, 0, 0, 0), **o),
-        lambda p, **o: p.variations(PICTURE, 0.1, **o),
+        lambda p, **o: p.vary(PICTURE, 0.1, **o),
         lambda p, **o: p.translate(PICTURE, **o),
-        lambda p, **o: list(p.steps(complete=False, **o)),
+        lambda p, **o: watched(p, complete=False, **o),
         lambda p, **o: p.generate(best_of=2, **o),
     ],
     ids=["generate", "inpaint", "outpaint", "vary", "translate", "steps", "best of"],
@@ -417,9 +419,9 @@ def test_numbers_that_are_none_end_the_batch_script_and_the_page(broken, tmp_pat
     assert not list((tmp_path / "out").glob("*.png"))
     from maskimg_apps.demo import drawing
 
-    order = runs.Order({}, [1], MANY_STEPS)
+    request = Request(seeds=[1], sampler=MANY_STEPS)
     with pytest.raises(ValueError, match="predictions are not finite"):
-        list(drawing.draw(broken, order, share=0))
+        list(drawing.draw(broken, request, share=0))
 
 
 def test_a_critic_and_a_tokenizer_that_compute_no_numbers_are_told_apart(pipeline):

@@ -12,6 +12,8 @@ import torch
 from helpers import tiny_critic, tiny_net
 from tiny import NETWORK, tiny_pipeline
 
+from maskimg.drawing import edits
+from maskimg.drawing.request import Request
 from maskimg.maskgit import MaskGit
 from maskimg.sampler import Sampler
 
@@ -60,10 +62,8 @@ def test_inpainted_images_do_not_depend_on_the_holes_beside_them(order, dtype):
     sampler, holes = Sampler(steps=3, order=order, guidance=2.0), _holes(pipeline.generator.mask_id)
 
     def draw(images: torch.Tensor) -> torch.Tensor:
-        codes = holes[images]
-        for preview in pipeline.steps("cat", codes=codes, seeds=images.tolist(), sampler=sampler, complete=False):
-            codes = preview.codes
-        return codes
+        request = Request("cat", seeds=images.tolist(), sampler=sampler)
+        return pipeline.draw(edits.completion(pipeline, holes[images]), request).codes
 
     ways = _ways(draw)
     given = holes < pipeline.generator.mask_id

@@ -16,7 +16,7 @@ from PIL import Image
 from tiny import listening_pipeline, tiny_pipeline
 
 from maskimg import Pipeline, Sampler
-from maskimg.drawing.request import Prompt
+from maskimg.drawing.request import Request
 
 RECORD = Path(__file__).parent / "data" / "golden.npz"
 
@@ -106,7 +106,7 @@ def requests() -> Iterator[Asked]:
     yield asked("words and a negative", hears, "generate", prompt="red apple", negative="dog", seeds=1)
     yield asked("guided by words", hears, "generate", "bird", prompt="red dog",
                 sampler=Sampler(steps=5, field_guidance=(("words", 2.0),)))  # fmt: skip
-    yield asked("a whole prompt", hears, "generate", Prompt(label="bug", text="red", negative="apple"), count=2)
+    yield asked("a whole prompt", hears, "generate", Request(label="bug", prompt="red", negative="apple"), count=2)
     yield asked("translate", hears, "translate", picture(40, 28), seeds=2, count=2)
     yield asked("translate with words", hears, "translate", picture(16, 16), "bug", prompt="red", best_of=2)
 

@@ -1,9 +1,13 @@
 """Models small enough to test with: a 16-pixel tokenizer and a 4x4-token generator of width 32, untrained."""
 
 import dataclasses
+from typing import Any
 
 import torch
 
+from maskimg.drawing import edits
+from maskimg.drawing.request import Asked, make_request
+from maskimg.drawing.runner import Progress
 from maskimg.networks.context_encoder import SourceConfig
 from maskimg.networks.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from maskimg.networks.words import WordPieces
@@ -61,3 +65,12 @@ def _untrained(config: TransformerConfig, seed: int) -> tuple[MaskedTransformer,
             for parameter in module.parameters():
                 parameter.data.add_(0.3 * torch.randn_like(parameter))
     return net, critic, tokenizer
+
+
+def watched(
+    pipeline: Pipeline, label: Asked = None, *, codes: torch.Tensor | None = None, complete: bool = True, **request: Any
+) -> list[Progress]:
+    """Every step of a drawing from nothing, or from grids (b, h, w) with MASK; what is chosen in the end left out."""
+    edit = edits.generation(pipeline) if codes is None else edits.completion(pipeline, codes)
+    steps = pipeline.steps(edit, make_request(label, **request), complete=complete)
+    return [step for step in steps if not step.chosen]

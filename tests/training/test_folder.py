@@ -10,7 +10,7 @@ from tiny import TOKENIZER
 
 from maskimg.data.codes import CodeCache
 from maskimg.data.pictures import list_pictures
-from maskimg.pipeline import BUNDLED
+from maskimg.drawing.model_files import BUNDLED
 from maskimg.sampler import Sampler
 from maskimg.training.folder import (
     PRESETS,

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import torch
 
-from maskimg.pipeline import BUNDLED, Pipeline, bundled_models
+from maskimg.drawing.model_files import BUNDLED, bundled_models
+from maskimg.pipeline import Pipeline
 from vqgan import files
 from vqgan.files import ModelError
 

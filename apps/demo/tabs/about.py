@@ -10,9 +10,11 @@ from maskimg.evaluation.card import plainly
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
 from maskimg_apps.demo import answers, look, runs, tokens
-from maskimg_apps.demo.controls import QUIET, Stage, add_endpoint
+from maskimg_apps.demo.answers import QUIET
+from maskimg_apps.demo.running import add_endpoint
 from maskimg_apps.demo.serving.errors import kindly
 from maskimg_apps.demo.serving.uploads import guard_image, open_upload
+from maskimg_apps.demo.stage import Stage
 
 MOST = 50  # recipes that the browser keeps
 MAX_SHOWN = 400  # characters of a value

@@ -9,22 +9,12 @@ import numpy as np
 from maskimg.drawing.reconstruction import GAIN
 from maskimg.pipeline import Pipeline
 from maskimg_apps.demo import answers, look, runs, tokens
-from maskimg_apps.demo.controls import (
-    DRAWING,
-    TURN,
-    Stage,
-    add_endpoint,
-    make_buttons,
-    make_controls,
-    make_stage,
-    pictures_and_seed,
-    result_column,
-    run_on,
-    run_once,
-    wire_run,
-)
+from maskimg_apps.demo.controls import make_controls
+from maskimg_apps.demo.running import add_endpoint, pictures_and_seed, run_on, run_once, wire_run
 from maskimg_apps.demo.serving.errors import kindly
+from maskimg_apps.demo.serving.turn import DRAWING, TURN
 from maskimg_apps.demo.serving.uploads import guard_image
+from maskimg_apps.demo.stage import Stage, make_buttons, make_stage, result_column
 
 
 def generate_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage]:
@@ -40,11 +30,11 @@ def generate_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage]:
 
     def stream(view: str, **values: Any) -> Generator[tuple]:
         with kindly():
-            yield from run_on(stage, pipeline, runs.read_order(pipeline, values), None, view, "generate")
+            yield from run_on(stage, pipeline, runs.read_request(pipeline, values), None, view, "generate")
 
     def generate(**values: Any) -> tuple:
         with kindly():
-            return run_once(pipeline, runs.read_order(pipeline, values), None, stage.gallery)
+            return run_once(pipeline, runs.read_request(pipeline, values), None, stage.gallery)
 
     wire_run(go, stop, stream, controls, stage, "generate")
     words = "Draw pictures -> the PNGs, each with its recipe, and the seed used."
