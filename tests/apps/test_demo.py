@@ -27,6 +27,7 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from maskimg.drawing import edits
+from maskimg.drawing.request import Request
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
 from maskimg_apps.demo import app, board, drawing, replay, running, runs, tokens
@@ -547,7 +548,7 @@ def test_a_recipe_sets_the_controls_that_draw_the_same_again(pipeline, task, tmp
     found, values, notes = runs.read_settings(pipeline, recipe)
     assert found == task and notes == []
     order = runs.read_request(pipeline, VALUES | values)
-    assert (order.sampler, order.seeds, order.best_of) == (sampler, [8], 2)
+    assert (order.sampler, order.seeds, order.best_of) == (sampler, (8,), 2)
     assert order.label == {"class": "cat"}
     if task == "inpaint":
         assert (values["grow"], values["coverage"]) == (2, "10 %")
@@ -559,7 +560,9 @@ def test_a_recipe_sets_the_controls_that_draw_the_same_again(pipeline, task, tmp
 
 def test_a_recipe_that_went_through_a_browser_draws_the_same_bytes(pipeline):
     """A browser writes 1 for 1.0, and the recipe in the PNG was another one."""
-    recipe = pipeline.recipe_for({"class": "cat"}, 3, runs.Sampler(guidance=(1.0, 2.5, 3.0), token_temperature=2.0))
+    recipe = pipeline.recipe_for(
+        Request({"class": "cat"}, sampler=runs.Sampler(guidance=(1.0, 2.5, 3.0), token_temperature=2.0)), 3
+    )
     kept = json.loads(json.dumps(recipe).replace(".0,", ",").replace(".0]", "]"))
     assert json.dumps(kept) != json.dumps(recipe)
     order = runs.read_request(pipeline, VALUES | runs.read_settings(pipeline, kept)[1])

@@ -721,7 +721,7 @@ def test_a_foreign_file_that_appears_while_the_work_is_done_stays(place, monkeyp
 
 def test_every_kind_of_recipe_says_that_a_file_is_ours(tmp_path):
     """Also one that is larger than what may be opened, and one that a profile stands in front of."""
-    recipe = tiny_pipeline().recipe_for("cat", 1, Sampler(steps=2))
+    recipe = tiny_pipeline().recipe_for(Request("cat", sampler=Sampler(steps=2)), 1)
     write_png(Image.new("1", (6100, 4000)), recipe, tmp_path / "large.png")
     assert mark_in(tmp_path / "large.png") == recipe
     from PIL import ImageCms

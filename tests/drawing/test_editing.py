@@ -10,6 +10,7 @@ from tiny import tiny_pipeline
 
 from maskimg.drawing import edits
 from maskimg.drawing.hole import lay_out, make_hole
+from maskimg.drawing.places import plan_places
 from maskimg.drawing.request import Request
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
@@ -34,7 +35,7 @@ def paint(size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
     return mask
 
 
-def edits(pipeline: Pipeline) -> list[edits.Edit]:
+def each_edit(pipeline: Pipeline) -> list[edits.Edit]:
     """One of each kind, the grid sliding over the first three."""
     return [
         edits.inpainting(pipeline, photo((40, 24)), paint((40, 24), (6, 6, 30, 18)), window=16),
@@ -50,7 +51,7 @@ def edits(pipeline: Pipeline) -> list[edits.Edit]:
 
 @pytest.mark.parametrize("kind", range(5))
 def test_a_given_code_never_changes_and_none_is_left_masked(pipeline, kind):
-    edit = edits(pipeline)[kind]
+    edit = each_edit(pipeline)[kind]
     result = pipeline.draw(edit, Request("cat", seeds=[5, 6]))
     given = (~edit.masked).expand_as(result.codes)
     assert given.any() and not given.all()
@@ -147,7 +148,7 @@ def test_every_masked_token_is_completed_wherever_it_lies(h, w, seed):
     chance = torch.rand(h, w, generator=torch.Generator().manual_seed(seed))
     masked = chance < chance.flatten()[0]
     masked[0, 0] = True
-    places = edits.plan_places(masked, torch.zeros_like(masked), GRID)
+    places = plan_places(masked, torch.zeros_like(masked), GRID)
     assert not covered(masked, places).any()
     assert all(0 <= top <= h - 4 and 0 <= left <= w - 4 for top, left in places)
 
@@ -156,7 +157,7 @@ def test_the_grid_sees_as_much_as_it_draws_and_never_draws_up_to_a_neighbour_tha
     masked = torch.zeros(12, 12, dtype=torch.bool)
     masked[2:9, 3:10] = True
     left = masked.clone()
-    for top, start in edits.plan_places(masked, torch.zeros_like(masked), GRID):
+    for top, start in plan_places(masked, torch.zeros_like(masked), GRID):
         here = left[top : top + 4, start : start + 4]
         assert here.sum() <= 8
         around = torch.zeros(14, 14, dtype=torch.bool)
@@ -172,7 +173,7 @@ def test_the_grid_sees_as_much_as_it_draws_and_never_draws_up_to_a_neighbour_tha
 
 def test_a_canvas_of_the_models_size_takes_one_place():
     masked = torch.ones(4, 4, dtype=torch.bool)
-    assert edits.plan_places(masked, torch.zeros_like(masked), GRID) == [(0, 0)]
+    assert plan_places(masked, torch.zeros_like(masked), GRID) == [(0, 0)]
 
 
 def test_corners_are_drawn_after_the_sides(pipeline):

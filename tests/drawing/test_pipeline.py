@@ -217,7 +217,7 @@ def test_a_preset_may_be_named_wherever_a_sampler_may_be_given(pipeline):
     assert pipeline.sampler(None) == pipeline.presets["balanced"] == pipeline.recipe
     named, given_whole = (pipeline.generate("cat", seeds=3, sampler=sampler) for sampler in ("fast", fast))
     assert torch.equal(named.codes, given_whole.codes)
-    assert named.recipes == given_whole.recipes == [pipeline.recipe_for("cat", 3, "fast")]
+    assert named.recipes == given_whole.recipes == [pipeline.recipe_for(Request("cat", sampler="fast"), 3)]
     assert Sampler(**named.recipes[0]["sampler"]) == fast
     assert len(watched(pipeline, "cat", sampler="fast")) == fast.steps
     painted = pipeline.inpaint(_photo((16, 16)), _paint((16, 16), (0, 0, 8, 8)), sampler="best")

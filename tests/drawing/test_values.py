@@ -113,7 +113,6 @@ def test_text_may_have_line_breaks_and_no_halves_of_characters():
         ({"seeds": "77"}, "seeds must be a whole number"),
         ({"seeds": {1: 2}}, "seeds must be a whole number or a list of them"),
         ({"seeds": {1, 2}}, "seeds must be a whole number or a list of them"),
-        ({"seeds": None}, "seeds must be a whole number or a list of them"),
         ({"seeds": []}, "give at least one seed"),
         ({"seeds": [1, 2.5]}, "each of the seeds must be a whole number"),
         ({"seeds": np.array([[1, 2]])}, "seeds must be a whole number or a list of them"),
