@@ -1,4 +1,4 @@
-"""Requests and edits are what everything that draws hands to the engine, and the old names still work, with a warning."""
+"""Requests and edits are what all that draws hands to the engine; old names still work, with a warning."""
 
 import pytest
 import torch
