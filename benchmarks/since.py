@@ -4,8 +4,8 @@
     python benchmarks/since.py COMMIT --pairs 5       # quicker, and noisier
 
 Each tree runs in a process that stays, with `benchmarks/players.py` of its own; they take turns, in changing
-order, so that what else the machine does falls on both. The numbers are those of `benchmarks/generator.py` in bf16, ours
-alone and eager. A ratio above 1 means that this tree is slower.
+order, so that what else the machine does falls on both. The numbers are those of `benchmarks/generator.py` in
+bf16, ours alone and eager. A ratio above 1 means that this tree is slower.
 """
 
 import argparse
