@@ -91,9 +91,7 @@ class Condition:
         if name in self.contexts:
             return dataclasses.replace(self, contexts={**self.contexts, name: _absent(self.contexts[name])})
         if name not in self.fields or self.labels is None:
-            raise ValueError(
-                f"there is no `{name}` in this condition; there is {_listed([*self.fields, *self.contexts])}"
-            )
+            raise ValueError(f"there is no `{name}` in this condition, only {_listed([*self.fields, *self.contexts])}")
         column = torch.tensor([field == name for field in self.fields], device=self.labels.device)
 
         def forget(labels: torch.Tensor) -> torch.Tensor:
@@ -204,7 +202,7 @@ class LabelFields:
         first, found = next(iter(self.names)), {}
         for field, name in {"": label}.items() if isinstance(label, str) else dict(label or {}).items():
             if (field or first) not in self.names:
-                raise ValueError(f"there is no label field {shown(field)}; there is {_listed(self.names)}")
+                raise ValueError(f"there is no label field {shown(field)}: choose from {_listed(self.names)}")
             if not name:
                 continue
             if found.setdefault(field or first, name) != name:
@@ -231,7 +229,7 @@ class LabelFields:
             return len(names)
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"there is {_listed(names)}"
+            hint = f"did you mean `{close[0]}`?" if close else f"choose from {_listed(names)}"
             raise ValueError(f"there is no {field} {shown(name)}; {hint}")
         return names.index(name)
 

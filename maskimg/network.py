@@ -177,7 +177,7 @@ class Network(nn.Module):
         known = {source.name: source for source in self.sources}
         for name, context in condition.contexts.items():
             if name not in known:
-                raise ValueError(f"this model draws from no `{name}`; from {', '.join(known) or 'labels alone'}")
+                raise ValueError(f"this model does not attend to `{name}`, only to {', '.join(known) or 'labels'}")
             _check_context(known[name], context, b)
         if condition.negative is not None:
             self.check_condition(condition.negative, b)

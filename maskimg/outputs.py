@@ -51,7 +51,7 @@ def require_free(
         raise ValueError(f"{name} must name a file, and `{path}` is a device or a pipe")
     for each in _on_disk(inputs):
         if each.samefile(path):
-            raise ValueError(f"`{path}` is read, and would be lost: choose another {option or 'name'}")
+            raise ValueError(f"`{path}` is read, and would be overwritten: choose another {option or 'name'}")
         inside = each.is_dir() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(each))
         if inside and (mark_in(path) or {}).get("task") != task:
             raise ValueError(f"`{path}` lies in `{each}`, which is read: choose another {option or 'name'}")
@@ -135,7 +135,7 @@ def _require_writable(folder: Path, path: Path, option: str) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(
-            f"`{path}` cannot be written, since `{folder}` takes no files ({error.strerror}): choose another "
+            f"`{path}` cannot be written, since `{folder}` cannot be written to ({error.strerror}): choose another "
             f"{option or 'name'}"
         ) from error
 

@@ -87,7 +87,7 @@ def text(name: str, value: Any) -> str:
         raise WrongType(f"{name} must be a string, got {shown(value)}")
     for character in value:
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
-            raise ValueError(f"{name} holds the character U+{ord(character):04X}, which is no text: leave it out")
+            raise ValueError(f"{name} holds the character U+{ord(character):04X}, which is not text: leave it out")
     return value
 
 

@@ -115,7 +115,7 @@ def require_room(place: Path) -> None:
     """
     ground = next(parent for parent in place.parents if os.path.lexists(parent))
     if not ground.is_dir():
-        raise InTheWay(f"`{place}` cannot be made, because `{ground}` is no folder: choose another place")
+        raise InTheWay(f"`{place}` cannot be made, because `{ground}` is not a folder: choose another place")
     probe = _temporary(ground / place.name)
     try:
         probe.mkdir()

@@ -42,7 +42,11 @@ def make_controls(
         presets = [(name.capitalize(), name) for name in pipeline.presets]
         with gr.Row():
             controls["preset"] = gr.Dropdown(
-                [*presets, ("As set below", "")], value="", label="Quality", info="sets the rest", min_width=130
+                [*presets, ("As set below", "")],
+                value="",
+                label="Quality",
+                info="Sets the controls below.",
+                min_width=130,
             )
             controls["best_of"] = gr.Slider(
                 1,
@@ -50,7 +54,7 @@ def make_controls(
                 value=1,
                 step=1,
                 label="Best of",
-                info="the critic chooses",
+                info="Draws several and keeps the one that the critic rates best.",
                 min_width=130,
                 visible=has_critic,
             )
@@ -82,13 +86,13 @@ def _make_request_controls(controls: dict[str, Any], pipeline: Pipeline | None, 
     if pipeline and pipeline.words:
         controls["prompt"] = gr.Textbox(
             value=first.get("prompt", ""),
-            label="In words",
+            label="Prompt",
             placeholder="red apple",
             max_length=LONGEST,
-            info=f"it knows {pipeline.words.told}",
+            info=f"The model was trained on {pipeline.words.summary}.",
         )
         controls["negative"] = gr.Textbox(
-            value="", label="But not", max_length=LONGEST, info="in words, what guidance moves away from"
+            value="", label="Negative prompt", max_length=LONGEST, info="What guidance steers away from."
         )
 
 
@@ -100,7 +104,7 @@ def _make_loop_controls(controls: dict[str, Any], recipe: Sampler, orders: Seque
             orders,
             value=recipe.order if recipe.order in orders else orders[0],
             label="Order",
-            info="what is kept first",
+            info="Which tokens are kept first.",
             min_width=130,
         )
         controls["guidance"] = gr.Slider(
@@ -109,7 +113,7 @@ def _make_loop_controls(controls: dict[str, Any], recipe: Sampler, orders: Seque
             value=shown_number(recipe.guidance),
             step=0.1,
             label="Guidance",
-            info="1 is off",
+            info="How strongly the label and prompt are followed; 1 is off.",
             min_width=130,
             visible=guided,
         )
@@ -121,7 +125,7 @@ def _make_fine_controls(controls: dict[str, Any], recipe: Sampler, guided: bool)
         [*SCHEDULES] + [recipe.schedule] * (recipe.schedule not in SCHEDULES),
         value=recipe.schedule,
         label="Schedule",
-        info="how fast masked tokens become fewer",
+        info="How many tokens stay masked after each step.",
     )
     controls["token_temperature"] = gr.Slider(
         0.001,
@@ -129,7 +133,7 @@ def _make_fine_controls(controls: dict[str, Any], recipe: Sampler, guided: bool)
         value=shown_number(recipe.token_temperature),
         step=0.01,
         label="Token temperature",
-        info="lower is plainer",
+        info="Lower is safer and plainer.",
     )
     controls["choice_temperature"] = gr.Slider(
         0,
@@ -137,9 +141,9 @@ def _make_fine_controls(controls: dict[str, Any], recipe: Sampler, guided: bool)
         value=shown_number(recipe.choice_temperature),
         step=0.1,
         label="Choice temperature",
-        info="how freely unsure tokens stay",
+        info="Randomness in which tokens are kept.",
     )
-    for end, words in (("start", "none before this share is drawn"), ("end", "none after this share is drawn")):
+    for end, words in (("start", "Off until this share of tokens is drawn."), ("end", "Off once this share is drawn.")):
         controls[f"guidance_{end}"] = gr.Slider(
             0, 1, value=getattr(recipe, f"guidance_{end}"), step=0.05, label=f"Guidance {end}", info=words,
             visible=guided,
@@ -148,14 +152,19 @@ def _make_fine_controls(controls: dict[str, Any], recipe: Sampler, guided: bool)
         list(GUIDANCE_SCHEDULES),
         value=recipe.guidance_schedule,
         label="Guidance schedule",
-        info="how it grows over the steps",
+        info="How guidance grows over the steps.",
         visible=guided,
     )
     controls["revise"] = gr.Slider(
-        0, 0.9, value=recipe.revise, step=0.05, label="Revise", info="share of drawn tokens drawn again each step"
+        0,
+        0.9,
+        value=recipe.revise,
+        step=0.05,
+        label="Revise",
+        info="Share of the drawn tokens that each step draws again.",
     )
     controls["top_p"] = gr.Slider(
-        0.05, 1, value=recipe.top_p, step=0.05, label="Top p", info="leave the least likely codes out; 1 is off"
+        0.05, 1, value=recipe.top_p, step=0.05, label="Top p", info="Leaves out the least likely codes; 1 is off."
     )
 
 

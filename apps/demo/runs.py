@@ -214,7 +214,7 @@ def facts(pipeline: Pipeline) -> dict[str, str]:
             rows |= _rows(key, value)
     memorisation = pipeline.about.get("memorisation")
     if isinstance(memorisation, Mapping) and memorisation.get("in_words"):
-        rows["learnt by heart?"] = str(memorisation["in_words"])
+        rows["memorisation"] = str(memorisation["in_words"])
     if "plan" in pipeline.about:
         rows["how it was trained"] = "the whole plan is in the model's pipeline.json"
     rows |= {f"labels: {field}": ", ".join(names) for field, names in pipeline.labels.names.items()}

@@ -109,7 +109,7 @@ def _info_model(name: str) -> None:
     for field, names in pipeline.labels.names.items():
         print(f"{field}: {', '.join(names)}")
     if pipeline.words is not None:
-        print(f"prompts: {pipeline.words.told}")
+        print(f"prompts: {pipeline.words.summary}")
     if pipeline.source_kind:
         print(f"translates: {pipeline.source_kind}")
     for name, sampler in {"recipe": pipeline.recipe, **pipeline.presets}.items():

@@ -243,7 +243,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
         stream: Any = archive.fileobj
         stream.seek(archive.offset)
         if stream.read(512) != bytes(512):
-            raise tarfile.ReadError("it lacks its end")
+            raise tarfile.ReadError("its end is missing")
 
 
 def _followed(member: Member, members: dict[str, Member]) -> Member:
@@ -251,7 +251,7 @@ def _followed(member: Member, members: dict[str, Member]) -> Member:
     found, passed = member, {member.name}
     while found.target:
         if found.target in passed or found.target not in members:
-            fault = f"is a link to `{as_text(found.target)}`, which is no file in the archive"
+            fault = f"is a link to `{as_text(found.target)}`, which is not a file in the archive"
             return found._replace(fault=fault, size=-1, target=found.target)
         passed.add(found.target)
         found = members[found.target]

@@ -320,7 +320,9 @@ def read_codes(directory: str | Path) -> CodeCache:
             kind=about.get("made_of", {}).get("kind", ""),
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise files.ModelError(f"`{directory}` holds no codes of maskimg's ({error}): encode them again") from error
+        raise files.ModelError(
+            f"`{directory}` does not hold codes that maskimg can read ({error}): encode them again"
+        ) from error
 
 
 def require_same_codes(directory: Path, tokenizer: Tokenizer, pictures: Pictures) -> None:

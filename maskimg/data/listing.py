@@ -139,7 +139,7 @@ def subset(listing: Listing, *, held_out: int, training: int, share: float | Non
     if share is not None:
         count = round(share * len(listing))
         if not count:
-            raise DataError(f"a share of {share} of {len(listing)} pictures is none: hold out more")
+            raise DataError(f"a share of {share} of {len(listing)} pictures is less than one picture: hold out more")
         unseen = np.zeros(len(listing), bool)
         unseen[chance.permutation(len(listing))[:count]] = True
         listing = dataclasses.replace(listing, held_out=unseen)

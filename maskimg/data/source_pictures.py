@@ -37,7 +37,7 @@ def transform(name: str, images: torch.Tensor) -> torch.Tensor:
         return F.interpolate(small, size=images.shape[-2:], mode="bilinear").clamp(-1, 1)
     if name == "folder":
         return images
-    raise ValueError(f"there is no source `{name}`; there is {', '.join(TRANSFORMS)}, or a folder")
+    raise ValueError(f"there is no source `{name}`: choose {', '.join(TRANSFORMS)}, or a folder")
 
 
 def kind_of(source: str) -> str:

@@ -161,7 +161,7 @@ def size_of(content: Content) -> tuple[int, int]:
     if isinstance(content, Image.Image):
         return content.size
     if isinstance(content, Path) and not content.is_file():
-        raise ImageError(f"`{content}` is no file")
+        raise ImageError(f"`{content}` is not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes that `load_image` refuses

@@ -55,7 +55,7 @@ def read_table(data: bytes, path: str, *, prose: Collection[str] = ()) -> Table:
     try:
         text = decode(data)
     except UnicodeError as error:
-        raise DataError(f"`{path}` is no text in UTF-8: save it as `CSV UTF-8` ({error})") from error
+        raise DataError(f"`{path}` is not UTF-8 text: save it as `CSV UTF-8` ({error})") from error
     mark = _mark(text, path)
     rows = _rows(text, path, mark)
     columns = [name.strip() for name in next(rows, (0, []))[1]]

@@ -69,7 +69,7 @@ class Model:
             )
         sources = {source.name: source for source in generator.net.sources}
         if words is not None and sources.get(words.source.name) != words.source:
-            raise ValueError("the generator was not made for these words")
+            raise ValueError("the generator was trained with other words")
         self.words, self.source_tokenizer = words, (source_tokenizer or tokenizer).to(self.device).eval()
         self.reader = RequestReader(self.labels, words, list(sources))
         self.recipe, self.about = recipe, about or {}
@@ -130,7 +130,7 @@ class Model:
         instance("sampler", sampler, (Sampler, str, type(None)), "a Sampler, the name of a preset or None")
         if isinstance(sampler, str):
             if sampler not in self.presets:
-                raise ValueError(f"there is no preset {shown(sampler)}; there is {', '.join(self.presets)}")
+                raise ValueError(f"there is no preset {shown(sampler)}: choose {', '.join(self.presets)}")
             sampler = self.presets[sampler]
         sampler = sampler or self.recipe
         self.net.check_guidance(*(each for i in range(sampler.steps) for each in sampler.guidances_at(i).values()))

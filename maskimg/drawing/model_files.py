@@ -107,8 +107,8 @@ def short_card(model: Model, about: dict[str, Any]) -> str:
     """README.md of a model about which nobody has written more."""
     fields = "".join(f"- {field}: {', '.join(names)}\n" for field, names in about["labels"].items())
     sentence = about.get("memorisation", {}).get("in_words")
-    learnt = f"Learnt by heart? {sentence}.\n\n" if sentence else ""
-    words = f"Prompts: {model.words.told}.\n\n" if model.words else ""
+    learnt = f"Memorisation: {sentence}.\n\n" if sentence else ""
+    words = f"Prompts: {model.words.summary}.\n\n" if model.words else ""
     source = f"Translates pictures: {model.source_kind}.\n\n" if model.source_kind else ""
     return (
         f"# {about['name']}\n\nA maskimg model: {model.image_size} pixels, {model.grid[0]}x{model.grid[1]} tokens, "

@@ -135,8 +135,8 @@ class RequestReader:
         for name in names:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean `{close[0]}`?" if close else f"there is {', '.join(known) or 'none'}"
-                raise ValueError(f"there is no field `{name}` to be guided by; {hint}")
+                hint = f"did you mean `{close[0]}`?" if close else f"known fields: {', '.join(known) or 'none'}"
+                raise ValueError(f"there is no field `{name}` for guidance; {hint}")
 
     def _names(self, label: Label) -> dict[str, str]:
         return (self.labels.decode(self.labels.encode(label)) or [{}])[0]

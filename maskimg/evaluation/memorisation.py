@@ -60,7 +60,7 @@ class Memorisation:
             verdict = f"{self.near} of them share {_percent(COPY)} or more" if self.near else "none of them is a copy"
             return f"{ours} nearest training picture; {verdict} (nothing was held out to compare with)"
         theirs = f"held-out pictures {_percent(self.unseen_shared)} (at most {_percent(self.unseen_most)})"
-        verdict = "some may be copies, see nearest.png" if self.alarming else "no sign of learning by heart"
+        verdict = "some may be copies, see nearest.png" if self.alarming else "no sign of memorisation"
         return f"{ours} nearest training picture, {theirs}; {self.near} are nearer than 95 % of those: {verdict}"
 
 

@@ -300,7 +300,7 @@ def markdown(report: GenerationReport, command: str, day: str) -> str:
 
 
 def _sentences(report: GenerationReport) -> list[str]:
-    lines = [f"learnt by heart? {report.memorisation['in_words']}"]
+    lines = [f"memorisation: {report.memorisation['in_words']}"]
     lines += [f"{name}: not measured: {reason}" for name, reason in report.not_measured.items()]
     return lines + [f"warning: {each}" for each in report.warnings]
 
@@ -417,7 +417,7 @@ def _warnings(figures: dict[str, Any], learnt: memorisation.Memorisation) -> lis
     if 0 < figures["held_out"] < FEW:
         found.append(
             f"only {figures['held_out']} pictures are held out: below {FEW} what is measured against them means "
-            "little, also that there is no sign of learning by heart"
+            "little, also that there is no sign of memorisation"
         )
     accuracy = figures.get("own_accuracy_held_out")
     if accuracy is not None and accuracy < WEAK:

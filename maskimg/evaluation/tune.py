@@ -242,7 +242,7 @@ def require_directory(directory: Path) -> None:
     log, about = directory / "log.jsonl", directory / "tune.json"
     for path in (log, about):
         if os.path.lexists(path) and not path.is_file():
-            raise ValueError(f"`{path}` is no file: choose another --out")
+            raise ValueError(f"`{path}` is not a file: choose another --out")
     ours = about.is_file() and {"model", "pictures", "classifier"} <= files.read_json(about).keys()
     if about.is_file() and not ours or log.is_file() and not ours:
         odd = about if about.is_file() else log

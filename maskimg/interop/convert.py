@@ -97,7 +97,8 @@ def read_generator(
     kind = resemblance(tensors)
     if kind not in readers:
         raise ModelError(
-            f"`{path}` is no generator that can be converted (Google's MaskGIT or Halton-MaskGIT): it looks like {kind}"
+            f"`{path}` is not a generator that can be converted (Google's MaskGIT or Halton-MaskGIT): it looks like "
+            f"{kind}"
         )
     reader = _Reader(path, tensors)
     net = readers[kind](reader)

@@ -38,7 +38,7 @@ class Words(Protocol):
     def numbers(self) -> dict[str, Any]: ...
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Which words it knows, in a few."""
         ...
 
@@ -100,15 +100,15 @@ class WordPieces:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        told = {"kind": "pieces", **dataclasses.asdict(self)}
+        numbers = {"kind": "pieces", **dataclasses.asdict(self)}
         if self.rare is None:
-            del told["rare"]
+            del numbers["rare"]
         else:
-            told["rare"] = " ".join(self.rare)  # no word holds a space
-        return told
+            numbers["rare"] = " ".join(self.rare)  # no word holds a space
+        return numbers
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         shown = ", ".join([word for word in self.vocabulary if len(word) > 3][:12])
         return f"{len(self.vocabulary)} words of its training captions, such as {shown}"
 
@@ -128,8 +128,8 @@ class WordPieces:
             check_length(caption)
             if (count := len(self.pieces(caption))) > self.length:
                 raise ValueError(
-                    f"this prompt is {count} pieces long, and the model reads {self.length}: make it shorter"
-                    + _spelt(self.unknown(caption))
+                    f"this prompt is {count} word pieces long, and the model reads at most {self.length}: make it "
+                    f"shorter{_spelt(self.unknown(caption))}"
                 )
 
     def remarks(self, captions: Sequence[str]) -> list[str]:
@@ -197,18 +197,18 @@ class FrozenWords:
         return {"kind": "frozen", "name": self.name, "length": self.length, "depth": self.depth}
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         return f"whatever `{self.name}` can read, up to {self.length} tokens"
 
     def check(self, captions: Sequence[str]) -> None:
         """Raises: ValueError where one of these captions is longer than the model reads."""
         for caption in captions:
             check_length(caption)
-        told = self.tokenizer(list(captions), padding="max_length", truncation=False, return_tensors=None)
-        longest = max((sum(row) for row in told["attention_mask"]), default=0)
+        tokens = self.tokenizer(list(captions), padding="max_length", truncation=False, return_tensors=None)
+        longest = max((sum(row) for row in tokens["attention_mask"]), default=0)
         if longest > self.length:
             raise ValueError(
-                f"this prompt is {longest} tokens long, and the model reads {self.length}: make it shorter"
+                f"this prompt is {longest} tokens long, and the model reads at most {self.length}: make it shorter"
             )
 
     def remarks(self, captions: Sequence[str]) -> list[str]:
@@ -223,16 +223,16 @@ class FrozenWords:
                 check_length(caption)
         else:
             self.check(captions)
-        told = self.tokenizer(
+        tokens = self.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )
-        features = self.encoder(input_ids=told.input_ids, attention_mask=told.attention_mask).last_hidden_state
+        features = self.encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         said = torch.tensor([bool(caption.strip()) for caption in captions])
-        return Context(features.float(), told.attention_mask.bool() & said[:, None])
+        return Context(features.float(), tokens.attention_mask.bool() & said[:, None])
 
 
 def read_words(numbers: dict[str, Any] | None) -> Words | None:
-    """What `Words.numbers` told; None where a model knows no words."""
+    """What `Words.numbers` holds; None where a model knows no words."""
     if not numbers:
         return None
     rest = {name: value for name, value in numbers.items() if name != "kind"}
@@ -280,16 +280,16 @@ def _unseen(words: WordPieces, captions: Sequence[str]) -> list[str]:
     unknown = list(dict.fromkeys(word for caption in captions for word in words.unknown(caption)))
     if not unknown:
         return []
-    told = []
+    listed = []
     for word in unknown[:MOST_TOLD]:
         close = difflib.get_close_matches(word[:40], words.vocabulary, n=1, cutoff=0.7)
-        told.append(f"{shown(word[:40])}" + (f" (did you mean {shown(close[0])}?)" if close else ""))
+        listed.append(f"{shown(word[:40])}" + (f" (did you mean {shown(close[0])}?)" if close else ""))
     if len(unknown) > MOST_TOLD:
-        told.append(f"{len(unknown) - MOST_TOLD} words more")
+        listed.append(f"{len(unknown) - MOST_TOLD} words more")
     them = "it" if len(unknown) == 1 else "them"
     if words.rare is None:  # only the common ones are known
-        return [f"at most one caption of the model's training held {_listed(told)}, so it hardly knows {them}"]
-    return [f"no caption of the model's training held {_listed(told)}, so it does not know {them}"]
+        return [f"at most one caption of the model's training held {_listed(listed)}, so it hardly knows {them}"]
+    return [f"no caption of the model's training held {_listed(listed)}, so it does not know {them}"]
 
 
 def _wordless(captions: Sequence[str], seen: frozenset[str] | None) -> list[str]:

@@ -493,7 +493,7 @@ def test_best_of_needs_a_critic():
 
 def test_a_quality_is_the_models_preset_whatever_the_sliders_say(pipeline):
     assert runs.read_request(pipeline, VALUES | {"preset": "fast"}).sampler == pipeline.presets["fast"]
-    with pytest.raises(ValueError, match="there is no preset `superb`; there is fast, balanced, best"):
+    with pytest.raises(ValueError, match="there is no preset `superb`: choose fast, balanced, best"):
         runs.read_request(pipeline, VALUES | {"preset": "superb"})
 
 

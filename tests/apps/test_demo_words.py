@@ -85,7 +85,7 @@ def test_translate_on_the_page_is_translate_in_python(client, pipeline, tmp_path
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"prompt": "zeppelin " * 9}, "pieces long, and the model reads 8"),
+        ({"prompt": "zeppelin " * 9}, "word pieces long, and the model reads at most 8"),
         ({"prompt": "x" * 20_000}, "characters: say it in fewer words"),
     ],
 )
@@ -152,7 +152,7 @@ def test_what_a_model_says_of_itself_is_read_by_people(monkeypatch):
     assert facts["measured · codes used"] == "0.9768"
     assert facts["measured · samples · held out"] == "390"
     assert facts["measured · samples · warnings"] == "few, old"
-    assert facts["learnt by heart?"] == "no sign of it"
+    assert facts["memorisation"] == "no sign of it"
     assert facts["bundled"] == "yes"
     assert not [name for name, value in facts.items() if not value or set("{}[]") & set(value)]
 
@@ -170,4 +170,4 @@ def test_only_a_model_that_can_has_words_and_translate_on_its_page(client):
     assert "prompt" in [parameter["parameter_name"] for parameter in calls["/inpaint"]["parameters"]]
     config = app.build(tiny_pipeline()).get_config_file()
     assert "translate" not in [each["api_name"] for each in config["dependencies"]]
-    assert "In words" not in [each["props"].get("label") for each in config["components"]]
+    assert "Prompt" not in [each["props"].get("label") for each in config["components"]]

@@ -231,7 +231,7 @@ def test_a_tokenizer_alone_is_measured_at_any_size_its_stride_divides(model, tmp
         (["--count", "0"], "--count must be 1 or more"),
         (["--classifier-steps", "-1"], "--classifier-steps and --size 0 or more"),
         (["--held-out", "1.5"], "--held-out must be more than 0 and at most 1, got 1.5"),
-        (["--held-out", "0.001"], "is none: hold out more"),
+        (["--held-out", "0.001"], "is less than one picture: hold out more"),
         (["--size", "18"], "--size must be a multiple of the tokenizer's stride 4, got 18"),
         (["--sheet", "sheet.gif"], "--sheet must end in .png, got `sheet.gif`"),
         (["--json", "."], "--json must name a file, and `.` is a folder"),

@@ -286,7 +286,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_the_work(row, place, not
         for path in (f"closed/new{row.suffix}", f"closed/a/b/c{row.suffix}", f"closed/old{row.suffix}"):
             before = everything(place)
             said = refused(row.command, *row.arguments, f"--{row.option}", path, "--force")
-            assert f"`{path}` cannot be written, since" in said and "takes no files (Permission denied)" in said
+            assert f"`{path}` cannot be written, since" in said and "cannot be written to (Permission denied)" in said
             assert everything(place) == before
 
 
@@ -325,7 +325,7 @@ def test_what_a_command_reads_is_never_what_it_writes_even_by_force(row, force, 
         before = everything(place)
         for way in ways:
             said = refused(row.command, *row.arguments, f"--{row.option}", way, *force)
-            assert f"`{Path(way)}` is read, and would be lost" in said or f"`{Path(way)}` lies in `" in said
+            assert f"`{Path(way)}` is read, and would be overwritten" in said or f"`{Path(way)}` lies in `" in said
             assert everything(place) == before, way
         Path(link).unlink()
         Path(same).unlink(missing_ok=True)
@@ -335,7 +335,7 @@ def test_a_case_that_the_disk_does_not_tell_apart_is_the_same_file(place, nothin
     """As on macOS: here every spelling of a name leads to the same file."""
     (place / "PHOTO.PNG").hardlink_to(place / "photo.png")
     said = refused("reconstruct", "photo.png", "--out", "PHOTO.PNG", "--force")
-    assert "`PHOTO.PNG` is read, and would be lost: choose another --out" in said
+    assert "`PHOTO.PNG` is read, and would be overwritten: choose another --out" in said
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
@@ -344,7 +344,7 @@ def test_shards_that_a_pattern_names_are_not_written_to_either(place, force, not
         (place / f"s-{i:03d}.tar").write_bytes(b"shard")
     for pattern in ("s-{000..002}.tar", "s-*.tar", str(place / "s-{000..001}.tar")):
         said = refused("check-data", pattern, "--out", "s-001.tar", *force)
-        assert "`s-001.tar` is read, and would be lost" in said
+        assert "`s-001.tar` is read, and would be overwritten" in said
 
 
 def test_two_options_do_not_write_to_one_file(place, nothing_begins):
@@ -482,7 +482,7 @@ def test_versions_do_not_replace_their_own_original(row, force, place, nothing_b
         before = everything(place)
         for out in ("ffhq", "./ffhq/", str(place / "ffhq")):
             said = refused(row.command, *arguments, "--count=4", "--out", out, *force)
-            assert "000002.png` is read, and would be lost" in said
+            assert "000002.png` is read, and would be overwritten" in said
         assert everything(place) == before
         shutil.move(place / "ffhq" / "000002.png", place / name)
 

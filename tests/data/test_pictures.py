@@ -110,7 +110,7 @@ def test_a_column_whose_values_hardly_repeat_is_no_label(tmp_path, count, once, 
         ("file,class\n../../etc/passwd,cat\n", "which lies outside the folder"),
         ("file,class\n/etc/passwd,cat\n", "which lies outside the folder"),
         ("class,file\ncat\n", "line 2: it has another number of cells"),
-        (b"file\n\xff\xfe.png\n", "is no text in UTF-8: save it as `CSV UTF-8`"),
+        (b"file\n\xff\xfe.png\n", "is not UTF-8 text: save it as `CSV UTF-8`"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, message):
@@ -360,5 +360,5 @@ def test_a_share_may_be_held_out_instead(tmp_path, draw_pictures):
     part = subset(listing, held_out=100, training=100, share=0.25)
     assert (int(part.held_out.sum()), len(part.names)) == (10, 40)
     assert not np.array_equal(part.held_out, listing.held_out)
-    with pytest.raises(DataError, match="a share of 0.01 of 40 pictures is none: hold out more"):
+    with pytest.raises(DataError, match="a share of 0.01 of 40 pictures is less than one picture: hold out more"):
         subset(listing, held_out=100, training=100, share=0.01)

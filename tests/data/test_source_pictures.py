@@ -36,7 +36,7 @@ def test_low_resolution_keeps_the_shape_and_loses_what_is_finer_than_two_pixels(
 
 
 def test_a_source_of_no_kind_is_refused():
-    with pytest.raises(ValueError, match="no source `sepia`; there is grey, edges, lowres"):
+    with pytest.raises(ValueError, match="no source `sepia`: choose grey, edges, lowres"):
         transform("sepia", ramp())
     assert [kind_of(source) for source in ("grey", "some/folder")] == ["grey", "folder"]
 

@@ -207,7 +207,7 @@ def test_links_and_locks_in_archives_cost_a_line(tmp_path):
             archive.addfile(info)
     assert read_pictures(list_pictures(path), 8, tmp_path / "cache").names == ["1.png"]
     bad = (tmp_path / "cache" / "bad.txt").read_text()
-    assert bad.count("etc/passwd`, which is no file in the archive") == 2
+    assert bad.count("etc/passwd`, which is not a file in the archive") == 2
     assert bad.count("is a device in the archive") == 1
 
     locked = as_zip(tmp_path / "b", {"1.png": png(1), "2.png": png(2)})

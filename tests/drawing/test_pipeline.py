@@ -226,7 +226,7 @@ def test_a_preset_may_be_named_wherever_a_sampler_may_be_given(pipeline):
 
 def test_a_preset_that_does_not_exist_is_answered_with_those_that_do(pipeline):
     for ask in (pipeline.generate, lambda sampler: watched(pipeline, sampler=sampler)):
-        with pytest.raises(ValueError, match="there is no preset `quick`; there is fast, balanced, best"):
+        with pytest.raises(ValueError, match="there is no preset `quick`: choose fast, balanced, best"):
             ask(sampler="quick")
 
 

@@ -101,10 +101,10 @@ def test_the_tokenizer_of_the_sources_may_be_another(pipeline, tmp_path):
     "asked, sentence",
     [
         ({"prompt": "x" * 20_000}, "characters: say it in fewer words"),
-        ({"prompt": "zeppelins everywhere"}, "pieces long, and the model reads 8"),
+        ({"prompt": "zeppelins everywhere"}, "word pieces long, and the model reads at most 8"),
         ({"towards": "cat", "share": 1.5}, "share must be between 0 and 1, got 1.5"),
         ({"towards": "cow"}, "there is no class `cow`"),
-        ({"sampler": Sampler(steps=4, field_guidance=(("colour", 2.0),))}, "no field `colour` to be guided by"),
+        ({"sampler": Sampler(steps=4, field_guidance=(("colour", 2.0),))}, "no field `colour` for guidance"),
         ({"sampler": Sampler(steps=4, field_guidance=(("stile", 2.0),))}, "did you mean `style`?"),
     ],
 )
@@ -119,5 +119,5 @@ def test_a_model_without_words_or_sources_says_so():
         plain.generate(prompt="red apple")
     with pytest.raises(ValueError, match="trained without source pictures"):
         plain.translate(to_pil(torch.zeros(3, 16, 16)))
-    with pytest.raises(ValueError, match="not made for these words"):
+    with pytest.raises(ValueError, match="trained with other words"):
         Pipeline(plain.tokenizer, plain.net, labels=LABELS, words=WORDS)

@@ -310,7 +310,7 @@ def test_a_table_may_hold_prompts(tmp_path):
         (b"class\ncat,flat\n", "line 2: it has another number of cells"),
         (b"class\n", "holds no rows"),
         (b"", "holds no rows"),
-        (b"class\n\xff\xfe\n", "is no text in UTF-8"),
+        (b"class\n\xff\xfe\n", "is not UTF-8 text"),
     ],
 )
 def test_a_table_that_cannot_be_used_gets_a_sentence(tmp_path, text, words):

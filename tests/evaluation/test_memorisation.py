@@ -38,7 +38,7 @@ def test_copies_raise_an_alarm_and_new_pictures_do_not():
     unseen, new = _grids(100, 1), _grids(32, 2)
     report, found = compare(new, unseen, training)
     assert (report.samples, report.unseen, report.alarming) == (32, 100, False)
-    assert "no sign of learning by heart" in report.sentence
+    assert "no sign of memorisation" in report.sentence
     assert report.shared == pytest.approx(report.unseen_shared, abs=0.05)
 
     copies = torch.cat((_nearly(training[2, :10], 2), new[:22]))

@@ -229,7 +229,7 @@ def test_the_command_measures_and_writes_the_card(folder, tmp_path, capsys):
     assert said["own_accuracy"] == figures["own_accuracy"]
     card = (model / "README.md").read_text()
     assert "## Measured with `maskimg eval`" in card and said["command"] in card
-    assert "not FID" in card and "learnt by heart?" in card
+    assert "not FID" in card and "memorisation:" in card
     assert load_image(tmp_path / "sheet.png").size == (8 * 18 + 2, 4 * 18 + 2)
 
 

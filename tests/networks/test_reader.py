@@ -92,7 +92,7 @@ def test_every_source_and_label_matters():
     whole = net(codes, told)
     for name in ("class", "words", "picture"):
         assert (net(codes, told.without(name, SIZES)) - whole).abs().max() > 0.01
-    with pytest.raises(ValueError, match="no `colour` in this condition; there is `class`, `words`, `picture`"):
+    with pytest.raises(ValueError, match="no `colour` in this condition, only `class`, `words`, `picture`"):
         told.without("colour", SIZES)
 
 
@@ -217,11 +217,11 @@ def test_images_drawn_together_from_different_sources_are_those_drawn_alone():
 @pytest.mark.parametrize(
     "condition, sentence",
     [
-        (Condition(contexts={"colour": words(2)}), "draws from no `colour`; from words"),
+        (Condition(contexts={"colour": words(2)}), "does not attend to `colour`, only to words"),
         (Condition(contexts={"words": words(3)}), r"expected a `words` of \(2, 6 or fewer\), got \(3, 6\)"),
         (Condition(contexts={"words": Context(words(2).values + 20, words(2).present)}), r"`words` in \[0, 20\)"),
         (Condition(torch.tensor([[9], [0]]), ("class",)), r"expected labels in \[0, 3\], got 0 to 9"),
-        (Condition(contexts={}, negative=Condition(contexts={"colour": words(2)})), "draws from no `colour`"),
+        (Condition(contexts={}, negative=Condition(contexts={"colour": words(2)})), "does not attend to `colour`"),
     ],
 )
 def test_what_is_no_condition_is_refused(condition, sentence):

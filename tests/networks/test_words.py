@@ -41,7 +41,10 @@ def test_an_empty_caption_says_nothing():
 @pytest.mark.parametrize(
     "caption, sentence",
     [
-        ("zeppelin " * 20, r"this prompt is 180 pieces long, and the model reads \d+: .* never saw `zeppelin`"),
+        (
+            "zeppelin " * 20,
+            r"this prompt is 180 word pieces long, and the model reads at most \d+: .* never saw `zeppelin`",
+        ),
         ("a" * 10_000, "this prompt has 10,000 characters: say it in fewer words"),
     ],
 )
@@ -110,7 +113,7 @@ def test_features_of_a_training_set_are_kept_and_read_again(encoder, tmp_path):
 
 def test_a_frozen_encoder_refuses_in_sentences(encoder, tmp_path):
     words = FrozenWords(encoder, length=4)
-    with pytest.raises(ValueError, match="this prompt is 6 tokens long, and the model reads 4"):
+    with pytest.raises(ValueError, match="this prompt is 6 tokens long, and the model reads at most 4"):
         words.encode(["red red red red red"])
     with pytest.raises(ModelError, match="cannot be loaded"):
         FrozenWords(str(tmp_path / "nothing"))

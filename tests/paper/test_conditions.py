@@ -43,9 +43,9 @@ def test_a_condition_can_be_read_again():
     [
         ("birt", "there is no class `birt`; did you mean `bird`?"),
         ("Bug", "there is no class `Bug`; did you mean `bug`?"),
-        ("zebra", "there is no class `zebra`; there is `bird`, `bug`, `cat`"),
+        ("zebra", "there is no class `zebra`; choose from `bird`, `bug`, `cat`"),
         ({"style": "flet"}, "there is no style `flet`; did you mean `flat`?"),
-        ({"colour": "red"}, "there is no label field `colour`; there is `class`, `style`"),
+        ({"colour": "red"}, "there is no label field `colour`: choose from `class`, `style`"),
     ],
 )
 def test_an_unknown_label_is_answered_with_what_there_is(label, message):

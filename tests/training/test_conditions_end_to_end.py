@@ -107,7 +107,7 @@ def test_stage_by_stage_is_the_same_way(trained, folder, tmp_path):
     "arguments, sentence",
     [
         (["sample", "--count", "1", "--prompt", "x" * 10_000], "this prompt has 10,000 characters"),
-        (["sample", "--count", "1", "--prompt", "zeppelin " * 40], "pieces long, and the model reads"),
+        (["sample", "--count", "1", "--prompt", "zeppelin " * 40], "word pieces long, and the model reads at most"),
         (["sample", "--count", "1", "--label", "triangle"], "there is no shape `triangle`"),
         (["sample", "--count", "1", "--towards", "square", "--share", "2"], "share must be between 0 and 1, got 2.0"),
         (["sample", "--count", "1", "--share", "0.5"], "--share goes with --towards"),
@@ -115,7 +115,7 @@ def test_stage_by_stage_is_the_same_way(trained, folder, tmp_path):
             ["sample", "--count", "1", "--guide", "words"],
             "--guide must be FIELD=STRENGTH, such as style=3",
         ),
-        (["sample", "--count", "1", "--guide", "colour=2"], "there is no field `colour` to be guided by"),
+        (["sample", "--count", "1", "--guide", "colour=2"], "there is no field `colour` for guidance"),
         (["translate", "nowhere.png"], "nowhere.png"),
     ],
 )

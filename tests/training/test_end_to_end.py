@@ -35,7 +35,7 @@ def test_train_writes_a_model_whose_loss_fell_and_names_the_bad_file(trained, fo
     assert load_image(trained / "samples.png").width > 16
     assert load_image(trained / "nearest.png").size == (8 * 18 + 2, 8 * 18 + 2)  # 32 samples, each above a picture
     assert about["memorisation"]["samples"] == 32
-    assert f"Learnt by heart? {about['memorisation']['in_words']}." in (trained / "README.md").read_text()
+    assert f"Memorisation: {about['memorisation']['in_words']}." in (trained / "README.md").read_text()
 
     work = trained.with_name("shapes.training")
     assert "broken.png" in (work / "pictures" / "bad.txt").read_text()

@@ -59,7 +59,9 @@ def layout_of(tensors: Tensors) -> Layout:
             raise ModelError(f"this is {what}, not a tokenizer that maskimg can read")
     known = ", ".join(dict.fromkeys(layout.title for layout in LAYOUTS))
     example = min(tensors, default="none at all")
-    raise ModelError(f"this is no tokenizer known here ({known}); the first of its parameters is `{example}`")
+    raise ModelError(
+        f"this tokenizer is of none of the known kinds ({known}); the first of its parameters is `{example}`"
+    )
 
 
 def rows_of(tensors: Tensors, name: str, axes: int) -> tuple[int, ...]:

@@ -26,17 +26,17 @@ def inpaint_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canva
                     list(runs.COVERAGE),
                     value="any pixel",
                     label="Redraw a token when",
-                    info="so much of it is painted",
+                    info="How much of it must be painted.",
                     min_width=130,
                 )
                 grow = gr.Slider(
-                    0, 4, value=1, step=1, label="Grow", info="rings of tokens around the paint", min_width=130
+                    0, 4, value=1, step=1, label="Grow", info="Extra rings of tokens around the paint.", min_width=130
                 )
             sight = gr.Dropdown(
                 list(runs.SIGHT),
                 value="the whole picture",
                 label="The model sees",
-                info="less of a large picture is finer: its grid then slides over the hole",
+                info="Smaller parts of a large picture give finer detail: the grid slides over the painted area.",
             )
             controls = make_controls(pipeline, compact=True)
         with result_column("inpaint"):

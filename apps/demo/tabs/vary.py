@@ -19,10 +19,10 @@ from maskimg_apps.demo.stage import Stage, count_line, make_buttons, make_stage,
 def vary_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage, Canvas]:
     with gr.Row(elem_classes="mk-run"):
         with gr.Column(scale=2, min_width=300):
-            label = "Open a picture; paint a part to roll only that again"
+            label = "Open a picture; paint a part to vary only that part"
             canvas = make_canvas("vary-editor", label, awake=pipeline is not None)
             strength = gr.Slider(
-                0.05, 1, value=0.5, step=0.05, label="Strength", info="share of the tokens that are drawn again"
+                0.05, 1, value=0.5, step=0.05, label="Strength", info="Share of the tokens that are drawn again."
             )
             controls = make_controls(pipeline, compact=True)
         with result_column("vary"):
