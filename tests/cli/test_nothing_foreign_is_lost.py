@@ -189,9 +189,7 @@ def test_pictures_where_working_files_go_are_refused(command, root, capsys):
     Path("pictures").rename("out.training")
     rest = DIRECTORIES[command][1:]
     before = digest(root)
-    assert "FOLDER `out.training` is where working files" in refused(
-        capsys, command, "out", reads=("out.training", *rest)
-    )
+    assert "would go into FOLDER `out.training`" in refused(capsys, command, "out", reads=("out.training", *rest))
     assert digest(root) == before
 
 
