@@ -69,9 +69,7 @@ LONG_FUNCTIONS = {
     "maskimg.training.tokenizer:train_tokenizer",
     "maskimg_apps.demo.controls:make_controls",
     "maskimg_apps.demo.drawing:draw",
-    "maskimg_apps.demo.tabs.about:info_tab",
     "maskimg_apps.demo.tabs.edits:outpaint_tab",
-    "maskimg_apps.demo.tabs.generate:reconstruct_tab",
     "maskimg_apps.demo.tabs.train:train_tab",
 }
 MANY_PARAMETERS = {
@@ -90,9 +88,6 @@ MANY_PARAMETERS = {
     "maskimg.training.generator:train_critic",
     "maskimg.training.generator:train_generator",
     "maskimg.training.tokenizer:train_tokenizer",
-    "maskimg_apps.demo.app:launch",
-    "maskimg_apps.demo.app:serve",
-    "maskimg_apps.demo.tokens:tile",
 }
 
 

@@ -32,16 +32,13 @@ def demo(parser: Parser, arguments: list[str]) -> None:
     from maskimg_apps.demo.serving.proxies import EVERYWHERE, around_proxies
 
     with around_proxies(EVERYWHERE):  # Gradio makes a client when it is imported, which some proxies prevent
-        from maskimg_apps.demo.app import serve
+        from maskimg_apps.demo.app import Address, read_login, serve
 
+    login = read_login(given.user, given.password_file)
     serve(
         given.model,
+        Address(given.host, given.port, given.share, login),
         folder=given.models,
-        host=given.host,
-        port=given.port,
-        share=given.share,
-        user=given.user,
-        password_file=given.password_file,
         device=given.device,
         dtype=given.dtype,
         open_browser=given.open,

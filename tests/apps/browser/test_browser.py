@@ -59,7 +59,7 @@ def address(tmp_path_factory) -> Iterator[str]:
         patch.setattr(pipeline, "steps", steps)
         patch.setattr(drawing, "SHARE", 1.0)  # of the time: then every step is shown, however slow the machine
         page = app.build(pipeline)
-        yield app.launch(page, port=app.free_port("127.0.0.1", 0))
+        yield app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0)))
         page.close(verbose=False)
 
 
@@ -358,7 +358,7 @@ def test_a_model_is_trained_on_the_page_chosen_from_the_list_and_draws(browser, 
         return app.build(models.held(name), models=models, name=name, trainer=trainer)
 
     served = make("tiny")
-    address = app.launch(served, port=app.free_port("127.0.0.1", 0), models=models, make=make)
+    address = app.launch(served, app.Address(port=app.free_port("127.0.0.1", 0)), models=models, make=make)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     complaints = []
     page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
