@@ -352,7 +352,7 @@ def _check_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM ends the page in order: a training is stopped, and uploads are removed. A command does so itself."""
+    """Inside, SIGTERM ends the page in order: a training is stopped, uploads are removed. A command does so itself."""
     before = signal.getsignal(signal.SIGTERM)
     if before == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -189,15 +189,13 @@ def test_a_recipe_can_be_read_from_a_picture_and_the_model_says_what_it_can_do(c
 
 
 @pytest.mark.parametrize("language", ["python", "bash", "javascript"])
-def test_the_readmes_examples_for_programs_run(address, language, tmp_path):
-    text = (
-        (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("http://127.0.0.1:7860/", address)
-    )
-    text = text.replace("http://127.0.0.1:7860", address)
+def test_the_examples_for_programs_run(address, language, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "page.md").read_text(encoding="utf-8")
+    text = text.replace("http://127.0.0.1:7860/", address).replace("http://127.0.0.1:7860", address)
     code = next(block for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M) if address in block)
     if language == "python":
         names: dict = {}
-        exec(compile(code, "README.md", "exec"), names)
+        exec(compile(code, "page.md", "exec"), names)
         assert len(names["pictures"]) == 2 and load_image(names["wider"][0]["image"]).size == (24, 16)
         names["client"].close()
         return

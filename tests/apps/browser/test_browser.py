@@ -259,7 +259,7 @@ def test_a_png_dropped_on_info_sets_the_controls(page, tmp_path):
     result.save(tmp_path)
     open_tab(page, "Info")
     page.locator("#info-use").click()
-    expect(page.get_by_text("There is no recipe yet: open a PNG, or choose a recent one.").last).to_be_visible()
+    expect(page.get_by_text("There is no recipe yet: open a PNG, or choose a recent recipe.").last).to_be_visible()
     page.locator("#info-upload input[type=file]").set_input_files(tmp_path / "123456.png")
     expect(page.locator("#info-recipe")).to_contain_text("123456")
     page.locator("#info-use").click()
