@@ -92,7 +92,7 @@ def serve(pipe: Any) -> None:
             running -= 1
 
     pipeline.steps = counted
-    pipe.send(app.launch(app.build(pipeline), port=app.free_port("127.0.0.1", 0)))
+    pipe.send(app.launch(app.build(pipeline), app.Address(port=app.free_port("127.0.0.1", 0))))
     while pipe.recv() == "peak":
         pipe.send(peak)
 

@@ -70,7 +70,7 @@ def first_previews(pipeline: Pipeline, rounds: int) -> dict[str, list[float]]:
     os.environ["GRADIO_TEMP_DIR"] = uploads
     chromium = os.environ.get("MASKIMG_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     served = app.build(pipeline)
-    address = app.launch(served, port=app.free_port("127.0.0.1", 0))
+    address = app.launch(served, app.Address(port=app.free_port("127.0.0.1", 0)))
     with sync_playwright() as playwright:
         page = playwright.chromium.launch(executable_path=chromium, args=FLAGS).new_page()
         for i in range(rounds + 1):  # the first run makes what is made once

@@ -61,8 +61,6 @@ LONG_FUNCTIONS = {
     "maskimg.training.generator:train_critic",
     "maskimg.training.generator:train_generator",
     "maskimg.training.tokenizer:train_tokenizer",
-    "maskimg_apps.demo.tabs.about:info_tab",
-    "maskimg_apps.demo.tabs.generate:reconstruct_tab",
     "maskimg_apps.demo.tabs.train:train_tab",
 }
 # Public ones whose parameters are what a person may say, written out so that an editor shows them.
@@ -79,9 +77,6 @@ MANY_PARAMETERS = {
     "maskimg.training.generator:train_critic",
     "maskimg.training.generator:train_generator",
     "maskimg.training.tokenizer:train_tokenizer",
-    "maskimg_apps.demo.app:launch",
-    "maskimg_apps.demo.app:serve",
-    "maskimg_apps.demo.tokens:tile",
 }
 
 

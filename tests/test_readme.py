@@ -1,9 +1,10 @@
-"""What the README says is true: its commands exist, its Python runs, its tree is the tree."""
+"""What the README and docs/ say is true: commands and options exist, Python runs, the tree is the tree."""
 
+import contextlib
+import functools
+import io
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from maskimg.drawing.model_files import bundled_models
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 
 
 def blocks(language: str) -> list[str]:
@@ -37,15 +39,32 @@ def test_every_command_it_names_exists_and_every_command_is_named():
         assert command in COMMANDS
 
 
-def test_every_option_it_shows_is_accepted_by_its_command():
-    for command, rest in re.findall(r"maskimg ([a-z-]+)([^`\n]*)", README):
-        if command not in COMMANDS:
-            continue
-        help_text = subprocess.run(
-            [sys.executable, "-m", "maskimg", command, "--help"], capture_output=True, text=True, check=True
-        ).stdout
-        for option in re.findall(r"--[a-z-]+", rest):
-            assert option in help_text, f"`maskimg {command}` has no `{option}`"
+def test_it_is_short_enough_to_be_read():
+    assert len(README.splitlines()) <= 200
+
+
+@functools.cache
+def options_of(command: str) -> set[str]:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        main([command, "--help-all"])
+    return set(re.findall(r"^  (--[\w.-]+)", shown.getvalue(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_that_is_shown_is_accepted_by_its_command(page):
+    for command, rest in re.findall(r"maskimg ([a-z-]+)([^`\n]*)", PAGES[page]):
+        for option in re.findall(r"--[\w.-]*\w", rest) if command in COMMANDS else ():
+            assert option in options_of(command), f"`maskimg {command}` has no `{option}`"
+
+
+def test_the_table_of_commands_names_options_that_exist():
+    rows = re.findall(r"^\| `maskimg ([a-z-]+).*$", PAGES["commands.md"], re.MULTILINE)
+    for command, line in zip(rows, re.findall(r"^\| `maskimg .*$", PAGES["commands.md"], re.MULTILINE), strict=True):
+        known = options_of(command) | (options_of("encode") if command == "train-tokenizer" else set())
+        for option in re.findall(r"--[\w.-]*\w", line):
+            assert option in known, f"`maskimg {command}` has no `{option}`"
+    assert len(rows) >= len(COMMANDS) - 2  # of the stages one by one in a row
 
 
 def test_its_python_runs_with_the_bundled_model(tmp_path, monkeypatch):

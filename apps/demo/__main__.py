@@ -10,34 +10,41 @@ from maskimg.cli.options import Parser, add_machine
 
 
 def demo(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("--model", type=str, help="bundled name, directory or hub repository")
     parser.add_argument(
-        "--models", type=str, default="runs", help="folder of models to choose from, where the tab Train writes, too"
+        "--model",
+        type=str,
+        help="bundled model, model directory or hub repository; emoji-64 by default",
     )
     parser.add_argument(
-        "--host", type=str, default="127.0.0.1", help="address to listen on; the tab Train needs this one"
+        "--models",
+        type=str,
+        default="runs",
+        help="folder of models to choose from on the page; the Train tab also writes there",
     )
-    parser.add_argument("--port", type=int, default=7860, help="first port to try")
-    parser.add_argument("--share", action="store_true", help="a public link; needs --user and --password-file")
-    parser.add_argument("--user", type=str, help="name to log in with")
-    parser.add_argument("--password-file", type=str, help="file that holds the password")
-    parser.add_argument("--open", action="store_true", help="open the page in a browser")
-    parser.add_argument("--mcp", action="store_true", help="offer the page's calls to agents as tools")
+    parser.add_argument(
+        "--host",
+        type=str,
+        default="127.0.0.1",
+        help="address to listen on; the Train tab appears only if no other machine can reach it",
+    )
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on; if it is taken, the next free one")
+    parser.add_argument("--share", action="store_true", help="create a public link; needs --user and --password-file")
+    parser.add_argument("--user", type=str, help="user name of the login")
+    parser.add_argument("--password-file", type=str, help="file with the password of the login")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--mcp", action="store_true", help="also offer the page's calls to agents, as an MCP server")
     add_machine(parser)
     given = parser.parse_args(arguments)
     from maskimg_apps.demo.serving.proxies import EVERYWHERE, around_proxies
 
     with around_proxies(EVERYWHERE):  # Gradio makes a client when it is imported, which some proxies prevent
-        from maskimg_apps.demo.app import serve
+        from maskimg_apps.demo.app import Address, read_login, serve
 
+    login = read_login(given.user, given.password_file)
     serve(
         given.model,
+        Address(given.host, given.port, given.share, login),
         folder=given.models,
-        host=given.host,
-        port=given.port,
-        share=given.share,
-        user=given.user,
-        password_file=given.password_file,
         device=given.device,
         dtype=given.dtype,
         open_browser=given.open,

@@ -1,10 +1,11 @@
-"""The browser demo: draw pictures from labels, redraw a part of one, and see what the tokenizer keeps.
+"""The browser demo: draw pictures, edit them, and see what the tokenizer keeps of one.
 
-`build` makes the page of a pipeline, `launch` serves a page and those of other models, `serve` does both as `maskimg
-demo` asks.
+`build` makes the page of a pipeline, `launch` serves a page and those of other models, `serve` does both for `maskimg
+demo`.
 """
 
 import contextlib
+import dataclasses
 import html
 import importlib.util
 import ipaddress
@@ -37,10 +38,11 @@ from maskimg_apps.demo.serving.proxies import EVERYWHERE, LOOPBACK, around_proxi
 from maskimg_apps.demo.serving.streams import QuietStreams
 from maskimg_apps.demo.serving.visitors import MOST_REMEMBERED, forget_pages, forget_runs
 from maskimg_apps.demo.stage import wire_sends
-from maskimg_apps.demo.tabs import generate
 from maskimg_apps.demo.tabs.about import info_tab, keep_recipes
+from maskimg_apps.demo.tabs.generate import generate_tab
 from maskimg_apps.demo.tabs.inpaint import inpaint_tab
 from maskimg_apps.demo.tabs.outpaint import outpaint_tab
+from maskimg_apps.demo.tabs.reconstruct import reconstruct_tab
 from maskimg_apps.demo.tabs.train import train_tab
 from maskimg_apps.demo.tabs.translate import translate_tab
 from maskimg_apps.demo.tabs.vary import vary_tab
@@ -50,6 +52,27 @@ TRAIN, OPEN = "maskimg train FOLDER --out DIR", "maskimg demo --model DIR"
 MAX_FILE, THREADS = "16mb", 8
 
 
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Where a page is served, and who may open it.
+
+    Attributes:
+        port: of `serve` the first to try, of `launch` the one to take; see `free_port`.
+        share: also at a public address of Gradio's.
+        login: the name and the password that visitors must give; see `read_login`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    share: bool = False
+    login: tuple[str, str] | None = None
+
+    @property
+    def reaches_others(self) -> bool:
+        """Whether other machines can open the page."""
+        return self.share or not _is_loopback(self.host)
+
+
 def build(
     pipeline: Pipeline | None,
     *,
@@ -57,11 +80,11 @@ def build(
     name: str | None = None,
     trainer: Trainer | None = None,
 ) -> gr.Blocks:
-    """The page of a pipeline; without one, the same page asleep under a banner that says how to get a model.
+    """The page of a pipeline; without one, the same page disabled, under a banner that says how to get a model.
 
     Args:
-        models: what else can be chosen; `name` is the pipeline's among them.
-        trainer: adds the tab Train; goes with `models`.
+        models: the models to choose from; `name` is the pipeline's among them.
+        trainer: adds the tab Train; needs `models`.
     """
     with gr.Blocks(title="maskimg", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         with gr.Row(elem_classes="mk-top"):
@@ -73,7 +96,7 @@ def build(
         kept = keep_recipes()
         with gr.Tabs() as switch:
             with gr.Tab("Generate", id="generate"):
-                controls["generate"], drawn = generate.generate_tab(pipeline)
+                controls["generate"], drawn = generate_tab(pipeline)
             with gr.Tab("Inpaint", id="inpaint"):
                 controls["inpaint"], inpainted, canvas = inpaint_tab(pipeline)
             with gr.Tab("Outpaint", id="outpaint"):
@@ -86,7 +109,7 @@ def build(
                     controls["translate"], translated = translate_tab(pipeline)
                 stages.append(translated)
             with gr.Tab("Reconstruct", id="reconstruct"):
-                generate.reconstruct_tab(pipeline)
+                reconstruct_tab(pipeline)
             with gr.Tab("Info", id="info"):
                 info_tab(page, kept, pipeline, controls, stages, switch)
             if trainer and models and chosen:
@@ -100,29 +123,25 @@ def build(
 
 def launch(
     page: gr.Blocks,
+    at: Address,
     *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    share: bool = False,
-    login: tuple[str, str] | None = None,
     open_browser: bool = False,
     mcp: bool = False,
     models: Models | None = None,
     make: Callable[[str], gr.Blocks] | None = None,
 ) -> str:
-    """Serve a page in the background, with everything off that a stranger could misuse -> its address.
+    """Serve a page in the background, with everything off that a stranger could misuse -> its URL.
 
     Args:
-        port: taken as it is; see `free_port`.
         models, make: the other models, and what makes their pages; these are served at /model/NAME/.
     """
     # Gradio calls its own address, to see that it is there.
-    with around_proxies(*((host, *LOOPBACK) if share else (EVERYWHERE,))):
+    with around_proxies(*((at.host, *LOOPBACK) if at.share else (EVERYWHERE,))):
         app, local, shared = _queued(page).launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            auth=login,
+            server_name=at.host,
+            server_port=at.port,
+            share=at.share,
+            auth=at.login,
             inbrowser=open_browser,
             prevent_thread_lock=True,
             quiet=True,
@@ -134,20 +153,16 @@ def launch(
         )
     forget_pages(app)
     if models and make:
-        options = _closed() | {"auth": login, "mcp_server": False}
+        options = _closed() | {"auth": at.login, "mcp_server": False}
         app.mount("/model", Pages(models, lambda name: _queued(make(name)), app, options))
     return shared or local
 
 
 def serve(
     model: str | None,
+    at: Address,
     *,
     folder: str | Path = "runs",
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    share: bool = False,
-    user: str | None = None,
-    password_file: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     open_browser: bool = False,
@@ -156,49 +171,45 @@ def serve(
     """Open the demo and stay until Ctrl-C.
 
     Args:
-        folder: of models, which the page offers too, and where it writes those that it trains.
-        mcp: offer the page's calls as tools of a Model Context Protocol server too.
         model: as in `Pipeline.from_pretrained`; None is the first bundled one.
-        port: the first to try.
+        folder: models that the page also offers; those that it trains are written there.
+        mcp: also offer the page's calls as tools of a Model Context Protocol server.
 
     Raises:
-        ValueError: the page would be open to others without a name and a password, or these cannot be used.
+        ValueError: others could open the page without a login, or it cannot be served there.
         ModelError: the model cannot be read.
     """
-    login = _login(user, password_file)
-    if (share or not _is_loopback(host)) and login is None:
+    if at.reaches_others and at.login is None:
         raise ValueError(
             "others could reach this page: give --user NAME and --password-file FILE, or leave out --host and --share"
         )
     if mcp and importlib.util.find_spec("mcp") is None:
-        raise ValueError("--mcp needs a package more: pip install 'gradio[mcp]'")
-    for option, given in (("--share", share), ("--mcp", mcp)):
+        raise ValueError("--mcp needs another package: pip install 'gradio[mcp]'")
+    for option, given in (("--share", at.share), ("--mcp", mcp)):
         if given:
             require_usable_proxies(option)
     # What cannot be served is refused before a model is loaded.
     _check_folder(Path(folder))
-    free_port(host, port)
+    free_port(at.host, at.port)
     pick_dtype(dtype, pick_device(device))
     models = Models(partial(Pipeline.from_pretrained, device=device, dtype=dtype), chosen=model, folder=Path(folder))
     if models.first:
         models.pipeline(models.first)
     # A page that others reach must not read this machine's folders.
-    trainer = Trainer(Path(folder), device=device, dtype=dtype) if _is_loopback(host) and not share else None
+    trainer = None if at.reaches_others else Trainer(Path(folder), device=device, dtype=dtype)
 
     def build_page(name: str | None) -> gr.Blocks:
         return build(models.held(name) if name else None, models=models, name=name, trainer=trainer)
 
     for variable in _clean_environment():
         print(f"{variable} is ignored: use the options of `maskimg demo`")
-    with _ended_by_sigterm(), _left_clean(trainer), around_proxies(*(host, *LOOPBACK) if mcp else ()):
-        free = free_port(host, port)
-        if port and free != port:
-            print(f"port {port} is taken, using {free}")
+    with _ended_by_sigterm(), _left_clean(trainer), around_proxies(*(at.host, *LOOPBACK) if mcp else ()):
+        free = free_port(at.host, at.port)
+        if at.port and free != at.port:
+            print(f"port {at.port} is taken, using {free}")
         page = build_page(models.first)
-        address = launch(
-            page, host=host, port=free, share=share, login=login, open_browser=open_browser, mcp=mcp, models=models,
-            make=build_page,
-        )  # fmt: skip
+        there = dataclasses.replace(at, port=free)
+        address = launch(page, there, open_browser=open_browser, mcp=mcp, models=models, make=build_page)
         if mcp:
             print(f"tools for agents: {address}gradio_api/mcp/")
         print(
@@ -209,7 +220,7 @@ def serve(
 
 
 def stay(page: gr.Blocks) -> None:
-    """As long as the page is served. Gradio's own way to wait swallows the signals that are to end it."""
+    """Wait while the page is served. Gradio's own way to wait swallows the signals that should end it."""
     try:
         while page.is_running:
             time.sleep(0.1)
@@ -218,10 +229,10 @@ def stay(page: gr.Blocks) -> None:
 
 
 def free_port(host: str, first: int, tries: int = 100) -> int:
-    """The first port from `first` on that nobody listens on; 0 asks the system for any.
+    """The first free port from `first` on; with 0 the system chooses one.
 
     Raises:
-        ValueError: there is none, or the host is not an address of this machine.
+        ValueError: none is free, or the host is not an address of this machine.
     """
     if not 0 <= first <= 65535:
         raise ValueError(f"port must be between 0 and 65535, got {first}")
@@ -239,7 +250,7 @@ def free_port(host: str, first: int, tries: int = 100) -> int:
 
 
 def _queued(page: gr.Blocks) -> gr.Blocks:
-    """The page with a line of at most 16 who wait."""
+    """The page, with a queue of at most 16 visitors."""
     page.max_threads, page.state_session_capacity = THREADS, MOST_REMEMBERED
     page.queue(max_size=16, default_concurrency_limit=1)
     forget_runs(page)
@@ -247,7 +258,7 @@ def _queued(page: gr.Blocks) -> gr.Blocks:
 
 
 def _closed() -> dict[str, Any]:
-    """How every page looks, and what is off on it."""
+    """How every page looks, and what is turned off on it."""
     return {
         "theme": look.theme(),
         "css": look.CSS,
@@ -292,7 +303,7 @@ def _banner() -> str:
 
 
 async def _refuse_call(request: Request, error: Exception) -> JSONResponse:
-    """A call that does not exist, or with values that it does not know: to Gradio a failure (500)."""
+    """Answer 400 to an unknown call, or one with unknown values, where Gradio answers 500."""
     if not any(f"/gradio_api/{way}/" in request.url.path for way in ("call", "run", "api")):
         raise error
     words = f"there is no call {error}" if isinstance(error, KeyError) else str(error).partition(". ")[0]
@@ -300,7 +311,12 @@ async def _refuse_call(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": f"{words}: /gradio_api/info lists the calls and their values"}, 400)
 
 
-def _login(user: str | None, password_file: str | None) -> tuple[str, str] | None:
+def read_login(user: str | None, password_file: str | None) -> tuple[str, str] | None:
+    """The name and password of a login; None without both.
+
+    Raises:
+        ValueError: one is missing, or the file cannot be read or is empty.
+    """
     if user is None and password_file is None:
         return None
     if not user or not password_file:
@@ -322,10 +338,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_folder(folder: Path) -> None:
-    """Of models: it need not be there yet, but what is there must be readable.
+    """Refuse a folder of models that exists and cannot be read.
 
     Raises:
-        ValueError: it is not.
+        ValueError: with a sentence.
     """
     try:
         next(folder.expanduser().iterdir(), None)
@@ -339,7 +355,7 @@ def _check_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM is an end as well: a training is stopped, and uploads are removed. A command has seen to it."""
+    """Inside, SIGTERM ends the page in order: a training is stopped, uploads are removed. A command does so itself."""
     before = signal.getsignal(signal.SIGTERM)
     if before == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -351,10 +367,10 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _left_clean(trainer: Trainer | None) -> Iterator[None]:
-    """Inside, uploads have a folder that nobody else may read; at the end it goes, and so does a training."""
+    """Inside, uploads have a folder that nobody else may read; at the end it is removed and a training stopped."""
     uploads = tempfile.mkdtemp(prefix="maskimg-demo-")  # mode 0700
     os.environ["GRADIO_TEMP_DIR"] = uploads
-    # Gradio has noted /tmp/gradio when it was imported, which may be somebody else's.
+    # When it is imported Gradio takes note of /tmp/gradio, which may belong to somebody else.
     routes.DEFAULT_TEMP_DIR = route_utils.DEFAULT_TEMP_DIR = uploads  # pyright: ignore[reportPrivateImportUsage]
     try:
         yield
@@ -365,7 +381,7 @@ def _left_clean(trainer: Trainer | None) -> Iterator[None]:
 
 
 def _clean_environment() -> list[str]:
-    """Forget all settings of Gradio's, which could open files or the page -> their names."""
+    """Remove all settings of Gradio from the environment, which could open files or the page -> their names."""
     found = sorted(name for name in os.environ if name.startswith("GRADIO_"))
     for name in found:
         del os.environ[name]

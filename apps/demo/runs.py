@@ -140,7 +140,7 @@ def show_variation(pipeline: Pipeline, edit: Edit) -> str:
 def _show_tinted(pipeline: Pipeline, hole: Hole, words: str) -> str:
     cells = hole.tokens[0].cpu().numpy()
     left, top, right, bottom = (side / pipeline.tokenizer.stride for side in hole.box)
-    tile = tokens.tile(hole.original.rgb, (left, top, right, bottom), tinted=cells)
+    tile = tokens.hole_tile(hole.original.rgb, (left, top, right, bottom), cells)
     note = tokens.note(hole.note) if hole.note else ""
     return f'<p class="mk-count" role="status">{words}</p>{note}' + tokens.panel(
         [tile], words, live=True, hatch="maskimg-hole"

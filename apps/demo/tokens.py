@@ -29,7 +29,6 @@ def tile(
     *,
     veiled: np.ndarray | None = None,
     fresh: np.ndarray | None = None,
-    tinted: np.ndarray | None = None,
     confidence: np.ndarray | None = None,
     critic: np.ndarray | None = None,
     caption: str = "",
@@ -39,26 +38,32 @@ def tile(
 
     Args:
         image: shows `box`; None where nothing is drawn yet.
-        veiled, fresh, tinted: (h, w) bool; hatched over, outlined, tinted.
-        confidence, critic: (h, w) on [0, 1], NaN where there is nothing to say; shown when the page's view asks.
+        veiled, fresh: (h, w) bool; hatched over, outlined.
+        confidence, critic: (h, w) on [0, 1], NaN where there is no score; shown when the page's view asks.
         hatch: the id of the panel's hatching.
     """
-    left, top, right, bottom = box
-    layers = [
-        f'<path class="mk-{name}" d="{path(cells)}"{style}/>'
-        for name, cells, path, style in (
-            ("veil", veiled, _runs, f' fill="url(#{hatch})"'),
-            ("tint", tinted, _runs, ""),
-            ("edge", tinted, _edges, ""),
-            ("fresh", fresh, _squares, ""),
-        )
-        if cells is not None and cells.any()
-    ]
+    layers = []
+    if veiled is not None and veiled.any():
+        layers.append(f'<path class="mk-veil" d="{_runs(veiled)}" fill="url(#{hatch})"/>')
+    if fresh is not None and fresh.any():
+        layers.append(f'<path class="mk-fresh" d="{_squares(fresh)}"/>')
     for name, shares in (("confidence", confidence), ("critic", critic)):
         if shares is not None:
             layers.append(f'<g class="mk-heat mk-{name}">{_heat(shares, veiled)}</g>')
-    if tinted is not None:
-        layers.insert(0, f'<path class="mk-lines" d="{_lines(*tinted.shape)}"/>')
+    return _layered(image, box, layers, caption)
+
+
+def hole_tile(image: Image.Image | None, box: Box, cells: np.ndarray) -> str:
+    """One picture with the lines of its grid, and the `cells` (h, w) that will be redrawn tinted."""
+    layers = [f'<path class="mk-lines" d="{_lines(*cells.shape)}"/>']
+    if cells.any():
+        layers.append(f'<path class="mk-tint" d="{_runs(cells)}"/><path class="mk-edge" d="{_edges(cells)}"/>')
+    return _layered(image, box, layers)
+
+
+def _layered(image: Image.Image | None, box: Box, layers: Sequence[str], caption: str = "") -> str:
+    """A picture under layers of SVG in token units."""
+    left, top, right, bottom = box
     picture = ""
     if image is not None:
         kind = ' class="mk-pixels"' if max(image.size) <= PIXELS else ""

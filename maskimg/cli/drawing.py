@@ -27,28 +27,42 @@ from maskimg.cli.options import (
 from maskimg.values import whole_number
 
 SIDES = ("left", "top", "right", "bottom")
+PLACES = {"left": "on the left", "top": "at the top", "right": "on the right", "bottom": "at the bottom"}
 MOST = 10_000_000  # pictures of a run
 
 
 def sample(parser: Parser, arguments: list[str]) -> None:
     add_model(parser)
     parser.add_argument("--out", type=str, required=True, help="folder to write the pictures to")
-    parser.add_argument("--count", type=int, help="how many pictures; 16 if nothing else says so")
-    parser.add_argument("--per-class", type=int, help="instead: so many of each name of the model's first label field")
-    parser.add_argument("--from", type=str, help="instead: a picture for each row of a CSV of labels, prompts")
-    parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures drawn at a time; changes no picture")
+    parser.add_argument("--count", type=int, help="number of pictures, 16 by default")
+    parser.add_argument(
+        "--per-class",
+        type=int,
+        help="number of pictures of each class (the model's first label field); replaces --count",
+    )
+    parser.add_argument(
+        "--from", type=str, help="CSV file of labels and prompts, one picture for each row; replaces --count"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; each next one adds 1")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="pictures drawn at a time; has no influence on the pictures"
+    )
     parser.add_argument(
         "--compile",
         nargs="?",
         const="yes",
         default="auto",
-        help="yes or no: two or three times as fast for many of a label; auto, long runs on a CPU do",
+        help="yes, no or auto: compile the networks, which draws many pictures two to three times as fast; by default "
+        "only long runs on a CPU do",
     )
-    parser.add_argument("--npz", type=str, help="file for all pictures as one array, as ADM's evaluation reads it")
-    parser.add_argument("--sheet", type=str, help="PNG for a contact sheet of the first hundred")
     parser.add_argument(
-        "--force", action="store_true", help="replace what maskimg did not make at --npz and --sheet; never in --out"
+        "--npz", type=str, help="also write all pictures into one .npz file, in the layout of ADM's evaluation"
+    )
+    parser.add_argument("--sheet", type=str, help="also write a PNG contact sheet of the first hundred pictures")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace existing files at --npz and --sheet that maskimg did not make; never files in --out",
     )
     add_drawing(parser)
     given = parser.parse_args(arguments)
@@ -116,15 +130,21 @@ def _export(given: Namespace, pipeline: Any, labels: Sequence[Any], npz: Path | 
 
 
 def inpaint(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("image", type=str, help="picture to change")
+    parser.add_argument("image", type=str, help="picture to edit")
     parser.add_argument(
-        "mask", type=str, help="picture of the same size, white where to redraw; what is transparent stays"
+        "mask", type=str, help="picture of the same size: white is redrawn, black and transparent areas are kept"
     )
     _add_edit(parser)
-    parser.add_argument("--coverage", type=float, default=0.0, help="painted share above which a token is redrawn")
-    parser.add_argument("--grow", type=int, default=1, help="rings of tokens redrawn around the paint")
-    parser.add_argument("--feather", type=float, default=0.5, help="of the innermost ring that fades, 0 to 1")
-    parser.add_argument("--window", type=int, help="pixels of a side that the model sees at a time; else the whole")
+    parser.add_argument(
+        "--coverage", type=float, default=0.0, help="redraw a token if more than this share of it is masked"
+    )
+    parser.add_argument("--grow", type=int, default=1, help="rings of tokens to redraw around the masked area")
+    parser.add_argument(
+        "--feather", type=float, default=0.5, help="share of the innermost ring that fades into the picture, 0 to 1"
+    )
+    parser.add_argument(
+        "--window", type=int, help="side in pixels of what the model sees at a time; the whole picture by default"
+    )
     add_drawing(parser)
     given = parser.parse_args(arguments)
     paths = _paths(given, "inpaint", given.image, given.mask)
@@ -135,15 +155,21 @@ def inpaint(parser: Parser, arguments: list[str]) -> None:
     from maskimg.drawing.hole import EVERYTHING
 
     if pipeline.hole(image, mask, **options).everything:
-        print(f"note: the paint reaches {EVERYTHING}", file=sys.stderr)
+        print(f"note: the mask reaches {EVERYTHING}", file=sys.stderr)
 
 
 def outpaint(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to extend")
-    parser.add_argument("--margins", type=str, help="LEFT,TOP,RIGHT,BOTTOM in tokens, as 2,0,2,0")
+    parser.add_argument(
+        "--margins", type=str, help="all four sides at once, in tokens: LEFT,TOP,RIGHT,BOTTOM such as 2,0,2,0"
+    )
     for side in SIDES:
-        parser.add_argument(f"--{side}", type=int, help=f"tokens on the {side}, instead of --margins")
-    parser.add_argument("--window", type=int, help="pixels of a side that the model sees at a time; else the shorter")
+        parser.add_argument(f"--{side}", type=int, help=f"tokens to add {PLACES[side]}")
+    parser.add_argument(
+        "--window",
+        type=int,
+        help="side in pixels of what the model sees at a time; the shorter side of the picture by default",
+    )
     _add_edit(parser)
     add_drawing(parser)
     given = parser.parse_args(arguments)
@@ -155,8 +181,10 @@ def outpaint(parser: Parser, arguments: list[str]) -> None:
 
 def vary(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to vary")
-    parser.add_argument("--strength", type=float, default=0.5, help="share of the tokens redrawn, above 0 to 1")
-    parser.add_argument("--mask", type=str, help="white where tokens may change; the rest keeps its pixels")
+    parser.add_argument(
+        "--strength", type=float, default=0.5, help="share of the tokens to redraw, above 0 and up to 1"
+    )
+    parser.add_argument("--mask", type=str, help="mask: only white areas may change, everywhere by default")
     _add_edit(parser)
     add_drawing(parser)
     given = parser.parse_args(arguments)
@@ -168,9 +196,9 @@ def vary(parser: Parser, arguments: list[str]) -> None:
 
 def _add_edit(parser: Parser) -> None:
     add_model(parser)
-    parser.add_argument("--out", type=str, required=True, help="PNG to write; with --count above 1, a folder")
-    parser.add_argument("--count", type=int, default=1, help="how many versions")
-    parser.add_argument("--seed", type=int, default=0, help="version i uses seed + i")
+    parser.add_argument("--out", type=str, required=True, help="PNG to write; a folder if --count is above 1")
+    parser.add_argument("--count", type=int, default=1, help="number of versions")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first version; each next one adds 1")
     add_force(parser)
     add_max_megapixels(parser)
 
@@ -220,11 +248,11 @@ def _margins(given: Namespace) -> tuple[int, int, int, int]:
         left, top, right, bottom = (side or 0 for side in sides)
         return left, top, right, bottom
     if any(side is not None for side in sides):
-        raise Refused("give either --margins or the sides one by one")
+        raise Refused("give either --margins or single sides, not both")
     try:
         left, top, right, bottom = (int(part) for part in given.margins.split(","))
     except ValueError:
-        raise Refused(f"--margins must be four whole numbers, as 2,0,2,0, got `{given.margins}`") from None
+        raise Refused(f"--margins must be four whole numbers such as 2,0,2,0, got `{given.margins}`") from None
     return left, top, right, bottom
 
 
@@ -238,7 +266,9 @@ def _save(result: Any, paths: list[Path], given: Namespace) -> None:
 
 
 def translate(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("image", type=str, help="picture to translate: grey, edges, another style, as the model learnt")
+    parser.add_argument(
+        "image", type=str, help="picture to translate, of the kind that the model was trained on, such as grey ones"
+    )
     _add_edit(parser)
     add_drawing(parser)
     given = parser.parse_args(arguments)
@@ -250,9 +280,11 @@ def translate(parser: Parser, arguments: list[str]) -> None:
 def reconstruct(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to encode and decode")
     add_model(parser)
-    parser.add_argument("--tokenizer", type=str, help="tokenizer directory, instead of a model; takes any size")
+    parser.add_argument("--tokenizer", type=str, help="tokenizer directory; replaces --model, and takes any size")
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
-    parser.add_argument("--size", type=int, help="longer side in pixels; if not given, the model's, padded to a square")
+    parser.add_argument(
+        "--size", type=int, help="longer side in pixels; the model's own by default, padded to a square"
+    )
     add_force(parser)
     add_max_megapixels(parser)
     add_machine(parser)
@@ -295,7 +327,9 @@ def _reconstruct_alone(given: Namespace) -> Any:
 def doubts(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("image", type=str, help="picture to judge")
     add_model(parser)
-    parser.add_argument("--out", type=str, required=True, help="PNG to write: the picture, redder where it looks wrong")
+    parser.add_argument(
+        "--out", type=str, required=True, help="PNG to write: the picture, in red where the critic doubts it"
+    )
     add_force(parser)
     add_asking(parser)
     add_max_megapixels(parser)
@@ -314,6 +348,6 @@ def doubts(parser: Parser, arguments: list[str]) -> None:
     write_png(heat_map(square, chances).crop(box), mark("doubts"), out, force=given.force)
     worst = divmod(int(chances.argmax()), chances.shape[1])
     print(
-        f"done: tokens that look wrong: {chances.mean():.0%} expected, most of all row {worst[0] + 1}, column "
-        f"{worst[1] + 1} ({chances.max():.0%}); in {given.out}"
+        f"done: the critic expects {chances.mean():.0%} of the tokens to be wrong, most likely row {worst[0] + 1}, "
+        f"column {worst[1] + 1} ({chances.max():.0%}); heat map in {given.out}"
     )

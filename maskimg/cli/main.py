@@ -18,42 +18,52 @@ from maskimg.cli.terminal import silence_stdout, usable_streams
 from maskimg.training.loop.signals import Interrupted, Interruptions
 from maskimg.values import PromptWarning
 
-# Command -> the module of `maskimg.cli` that holds it (none of one that comes as an entry point), and what it does.
-COMMANDS = {
-    "demo": ("", "open the browser demo"),
-    "train": ("training", "a folder or archive of pictures -> a model that the demo opens"),
-    "train-tokenizer": ("training", "only the first stage: pictures -> tokenizer"),
-    "encode": ("training", "only the second stage: pictures and tokenizer -> codes"),
-    "train-generator": ("training", "only the third stage: codes and tokenizer -> generator, critic and model"),
-    "plot": ("measuring", "the curves of one or several trainings, as a picture"),
-    "sample": ("drawing", "draw pictures into a folder"),
-    "inpaint": ("drawing", "redraw the painted part of a picture"),
-    "outpaint": ("drawing", "draw what lies around a picture"),
-    "vary": ("drawing", "draw a picture again, a share of its tokens kept"),
-    "translate": ("drawing", "a picture into what the model learnt to make of such pictures"),
-    "reconstruct": ("drawing", "a picture through the tokenizer and back"),
-    "eval-tokenizer": ("measuring", "how well a tokenizer keeps a folder of pictures"),
-    "eval": ("measuring", "how good a model's samples are, beside real pictures"),
-    "tune": ("measuring", "the best sampler of a model for so many forward passes"),
-    "convert": ("models", "another project's tokenizer, or its generator with its tokenizer -> maskimg's"),
-    "check-data": ("measuring", "what a source of pictures holds, and which files cannot be read"),
-    "doubts": ("drawing", "where a model's critic doubts a picture, as a heat-map"),
-    "info": ("models", "what a model can do, or how a picture was made"),
+# By group: command -> the module of `maskimg.cli` that holds it (none if it comes as an entry point), and its purpose.
+GROUPS = {
+    "Draw": {
+        "demo": ("", "Open the browser demo."),
+        "sample": ("drawing", "Draw pictures into a folder."),
+    },
+    "Edit": {
+        "inpaint": ("drawing", "Redraw the masked part of a picture."),
+        "outpaint": ("drawing", "Extend a picture beyond its edges."),
+        "vary": ("drawing", "Redraw a share of a picture's tokens, for variations of it."),
+        "translate": ("drawing", "Turn a picture into another one, as the model was trained to."),
+        "reconstruct": ("drawing", "Encode a picture with the tokenizer and decode it again."),
+    },
+    "Train": {
+        "train": ("training", "Train a model on a folder or archive of pictures."),
+        "train-tokenizer": ("training", "Train only the first stage, the tokenizer."),
+        "encode": ("training", "Encode pictures with a tokenizer, the second stage."),
+        "train-generator": ("training", "Train generator and critic on encoded pictures, the third stage."),
+        "plot": ("measuring", "Plot the training curves of one or several models."),
+    },
+    "Measure": {
+        "eval": ("measuring", "Compare a model's samples with real pictures."),
+        "eval-tokenizer": ("measuring", "Measure how well a tokenizer reconstructs pictures."),
+        "tune": ("measuring", "Find a model's best sampler for each number of forward passes."),
+        "check-data": ("measuring", "Check what a source of pictures holds and which files are unreadable."),
+        "doubts": ("drawing", "Show where a model's critic doubts a picture, as a heat map."),
+    },
+    "Other": {
+        "info": ("models", "Show what a model can do, or how a picture was made."),
+        "convert": ("models", "Convert tokenizers and generators of other projects."),
+    },
 }
-
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 UNHEARD = 128 + 13  # as a program that SIGPIPE ends
 TOGETHER = ("train", "train-tokenizer", "encode", "train-generator", "sample")  # what torchrun may start several times
 TRAININGS = ("train", "train-tokenizer", "train-generator")  # stopped as asked, these leave with 0
-CONTINUED = ("sample", "tune")  # these go on, too, where they were stopped
+CONTINUED = ("sample", "tune")  # a rerun resumes these, too
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 where it is done, or a training was stopped as asked; 128 and the
-    signal's number where another command was stopped.
+    """Run one command; returns the exit code: 0 if it finished or a training was stopped on request, 128 plus the
+    signal's number if another command was stopped.
 
     Raises:
-        SystemExit: with 2 for bad input, 3 where a training cannot go on, 4 where the disk is full.
+        SystemExit: with 2 for bad input, 3 if a training cannot continue, 4 if the disk is full.
     """
     if arguments is not None:
         return _main(arguments)
@@ -78,7 +88,7 @@ def _main(arguments: list[str]) -> int:
             return UNHEARD
         except OSError as error:
             silence_stdout()
-            words = f"what there was to say could not be printed ({error.strerror or error})"
+            words = f"the output could not be printed ({error.strerror or error})"
             fail(words, DISK_FULL if _is_full_disk(error) else BAD_INPUT)
 
 
@@ -97,7 +107,7 @@ def _run(arguments: list[str], interruptions: Interruptions) -> int:
 
     # Threads that spin while they wait make a busy machine several times slower. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = Parser(prog=f"maskimg {name}", description=purpose.capitalize() + ".")
+    parser = Parser(prog=f"maskimg {name}", description=purpose)
     try:
         with _together(name), _remarks_in_words():
             return command(parser, rest) or 0
@@ -124,7 +134,7 @@ def command_named(name: str) -> Callable[[Any, list[str]], int | None]:
         return getattr(importlib.import_module(f"maskimg.cli.{module}"), name.replace("-", "_"))
     found = importlib.metadata.entry_points(group="maskimg.commands", name=name)
     if not found:
-        fail(f"`maskimg {name}` is not installed: install maskimg again, with `pip install --force-reinstall maskimg`")
+        fail(f"`maskimg {name}` is not installed: reinstall maskimg with `pip install --force-reinstall maskimg`")
     return next(iter(found)).load()
 
 
@@ -182,16 +192,15 @@ def _remarks_in_words() -> Iterator[None]:
 
 def overview() -> str:
     """What `maskimg --help` prints."""
-    lines = [f"  {name:<16} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = ["maskimg generates and edits images with a masked generative transformer.", ""]
+    lines += ["usage: maskimg COMMAND [options]", ""]
+    for title, commands in GROUPS.items():
+        lines += [f"{title}:", *(f"  {name:<16} {purpose}" for name, (_, purpose) in commands.items()), ""]
     return "\n".join(
         [
-            "maskimg: generate and edit images with a masked generative transformer",
-            "",
-            "usage: maskimg COMMAND [options]      maskimg COMMAND --help",
-            "",
             *lines,
-            "",
-            "A first try: `maskimg demo`. On one's own pictures: `maskimg train FOLDER --out MODEL`.",
+            "To begin: `maskimg demo`. On your own pictures: `maskimg train FOLDER --out MODEL`.",
+            "`maskimg COMMAND --help` shows a command's everyday options, `--help-all` all of them.",
         ]
     )
 
@@ -203,7 +212,7 @@ def _is_stop(error: Exception) -> bool:
 
 
 def _is_kind(error: Exception) -> bool:
-    """Whether an error is one that the person at the terminal is told of in a sentence."""
+    """Whether an error is explained in one sentence rather than by a traceback."""
     from maskimg.training.loop.guards import memory_ran_out
     from maskimg.training.loop.run import TrainingError
 
@@ -223,7 +232,7 @@ def _explain(error: Exception) -> NoReturn:
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether that is what is behind an error; safetensors tells it in words alone."""
+    """Whether a full disk is behind an error; safetensors says so only in its message."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -13,8 +13,10 @@ from maskimg.cli.options import (
     SOURCE,
     Parser,
     Refused,
+    add_device,
     add_force,
     add_machine,
+    add_max_bad,
     add_max_megapixels,
     add_sampler,
     load_pipeline,
@@ -27,28 +29,31 @@ from maskimg.cli.options import (
 )
 from maskimg.cli.places import working_out
 
+MODEL = "bundled model, model directory or hub repository"
 # How many training pictures `eval-tokenizer` reads: to train a classifier with, and only to count codes over.
 MOST_TRAINING, FEW_TRAINING = 10_000, 4_000
 
 
 def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("tokenizer", type=str, help="tokenizer, or a model that holds one: bundled, directory or hub")
-    parser.add_argument("folder", type=str, help=f"{SOURCE}; labels make more figures possible")
-    parser.add_argument("--count", type=int, default=5000, help="at most so many held-out pictures are measured")
+    parser.add_argument("tokenizer", type=str, help="tokenizer or model: bundled name, directory or hub repository")
+    parser.add_argument("folder", type=str, help=f"{SOURCE}; with labels, more is measured")
+    parser.add_argument("--count", type=int, default=5000, help="number of held-out pictures to measure at most")
     parser.add_argument(
         "--held-out",
         type=float,
-        help="hold out this share at random, for a tokenizer that was not trained on the folder; if not given, what "
-        "the `split` of labels.csv keeps out, or else the one in twenty that `maskimg train` does",
+        help="share to hold out at random, for a tokenizer that was not trained on the folder; by default the `split` "
+        "column of labels.csv decides, or else the one in twenty that `maskimg train` holds out",
     )
-    parser.add_argument("--size", type=int, default=0, help="side in pixels; the model's, or as the pictures are, if 0")
-    parser.add_argument("--classifier-steps", type=int, default=600, help="of our own classifier; 0 leaves it out")
-    parser.add_argument("--json", type=str, help="file to write the figures to")
-    parser.add_argument("--sheet", type=str, help="PNG to write: originals, reconstructions and errors")
+    parser.add_argument(
+        "--size", type=int, default=0, help="side in pixels; the model's, or that of the pictures, by default"
+    )
+    _add_classifier(parser)
+    parser.add_argument("--json", type=str, help="also write the figures to this file")
+    parser.add_argument("--sheet", type=str, help="also write a PNG of originals, reconstructions and differences")
     add_force(parser)
-    parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+    add_max_bad(parser)
     add_max_megapixels(parser)
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
+    add_device(parser)
     given = parser.parse_args(arguments)
     _check_evaluation(given)
     inputs = (given.tokenizer, given.folder)
@@ -86,14 +91,14 @@ def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
 
 
 def eval(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("model", type=str, help="bundled name, directory or hub repository")
+    parser.add_argument("model", type=str, help=MODEL)
     _add_pictures(parser)
-    parser.add_argument("--count", type=int, default=1000, help="how many samples, with labels as the pictures have")
-    parser.add_argument("--seed", type=int, default=0, help="sample i uses seed + i")
-    parser.add_argument("--json", type=str, help="file to write the figures to")
-    parser.add_argument("--sheet", type=str, help="PNG to write: samples above their nearest training pictures")
+    parser.add_argument("--count", type=int, default=1000, help="number of samples, labelled as the pictures are")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first sample; each next one adds 1")
+    parser.add_argument("--json", type=str, help="also write the figures to this file")
+    parser.add_argument("--sheet", type=str, help="also write a PNG of samples above their nearest training pictures")
     add_force(parser)
-    parser.add_argument("--write", action="store_true", help="put the figures into the model's card and pipeline.json")
+    parser.add_argument("--write", action="store_true", help="add the figures to the model's card and pipeline.json")
     add_sampler(parser)
     given = parser.parse_args(arguments)
     figures, page = outputs(given, "eval", {"json": "", "sheet": ".png"}, (given.model, given.folder))
@@ -132,15 +137,22 @@ def eval(parser: Parser, arguments: list[str]) -> None:
 
 
 def tune(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("model", type=str, help="bundled name, directory or hub repository")
+    parser.add_argument("model", type=str, help=MODEL)
     _add_pictures(parser)
-    parser.add_argument("--out", type=str, required=True, help="directory for what was tried; run again to go on there")
-    parser.add_argument("--budgets", type=str, default="8,18,36", help="forward passes of fast, balanced and best")
-    parser.add_argument("--candidates", type=int, default=18, help="samplers that are tried for each of them")
-    parser.add_argument("--count", type=int, default=400, help="pictures of a whole measurement")
-    parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument(
+        "--out", type=str, required=True, help="directory for the measurements; a rerun resumes the search there"
+    )
+    parser.add_argument(
+        "--budgets",
+        type=str,
+        default="8,18,36",
+        help="forward passes of the presets fast, balanced and best",
+    )
+    parser.add_argument("--candidates", type=int, default=18, help="samplers to try for each budget")
+    parser.add_argument("--count", type=int, default=400, help="pictures drawn for a full measurement")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the search")
     parser.add_argument("--force", action="store_true", help="replace a pareto.png in OUT that maskimg did not make")
-    parser.add_argument("--write", action="store_true", help="put the presets into the model, its recipe and its card")
+    parser.add_argument("--write", action="store_true", help="save the presets in the model, its recipe and its card")
     add_machine(parser)
     given = parser.parse_args(arguments)
     from tqdm import tqdm
@@ -180,17 +192,28 @@ def tune(parser: Parser, arguments: list[str]) -> None:
 
 
 def _add_pictures(parser: Parser) -> None:
-    parser.add_argument("folder", type=str, help=f"{SOURCE}: the pictures that it was trained on, with their labels")
-    parser.add_argument("--classifier-steps", type=int, default=600, help="of our own classifier; 0 leaves it out")
-    parser.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+    parser.add_argument(
+        "folder", type=str, help=f"the pictures that the model was trained on, with their labels: {SOURCE}"
+    )
+    _add_classifier(parser)
+    add_max_bad(parser)
     add_max_megapixels(parser)
+
+
+def _add_classifier(parser: Parser) -> None:
+    parser.add_argument(
+        "--classifier-steps",
+        type=int,
+        default=600,
+        help="training steps of the classifier that judges the pictures; 0 measures without it",
+    )
 
 
 def _check_generator(given: Namespace) -> None:
     if given.count < 1 or given.classifier_steps < 0:
         raise Refused("--count must be 1 or more, --classifier-steps 0 or more")
     if given.write and not Path(given.model).is_dir():
-        raise Refused(f"--write changes a model directory, and `{given.model}` is none")
+        raise Refused(f"--write needs a model directory, and `{given.model}` is not one")
     if given.write:
         from vqgan.writing import require_amendable
 
@@ -201,7 +224,7 @@ def _budgets(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise Refused(f"--budgets must be three numbers, as 8,18,36, got `{text}`") from None
+        raise Refused(f"--budgets must be three numbers such as 8,18,36, got `{text}`") from None
 
 
 def _pictures_of_model(given: Namespace, pipeline: Any, cache: Path, leave_out: Sequence[Path] = ()) -> Any:
@@ -287,8 +310,8 @@ def _tokenizer(name: str) -> tuple[Any, int]:
 
 def check_data(parser: Parser, arguments: list[str]) -> int:
     parser.add_argument("source", type=str, help=SOURCE)
-    parser.add_argument("--jobs", type=int, help="pictures decoded at a time; if not given, one for each core")
-    parser.add_argument("--out", type=str, help="text file to write: what cannot be read and why, a line each")
+    parser.add_argument("--jobs", type=int, help="pictures decoded at a time, one for each core by default")
+    parser.add_argument("--out", type=str, help="also write a text file: the unreadable files and why, a line each")
     add_force(parser)
     add_max_megapixels(parser)
     given = parser.parse_args(arguments)
@@ -305,12 +328,14 @@ def check_data(parser: Parser, arguments: list[str]) -> int:
     print(describe(report))
     if out:
         write_lines(bad_lines(report.bad), "check-data", out, force=given.force)
-        print(f"done: {len(report.bad)} pictures that cannot be read, in {out}")
+        print(f"done: {len(report.bad)} unreadable pictures listed in {out}")
     return 1 if report.bad else 0
 
 
 def plot(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("runs", type=str, nargs="+", help="models, their .training directories, or single stages of it")
+    parser.add_argument(
+        "runs", type=str, nargs="+", help="models, their .training directories, or single stages in them"
+    )
     parser.add_argument("--out", type=str, required=True, help="PNG to write")
     add_force(parser)
     given = parser.parse_args(arguments)

@@ -9,16 +9,24 @@ from maskimg.cli.places import out_directory
 
 
 def convert(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("source", type=str, help="tokenizer, or (with --tokenizer) generator of another project")
-    parser.add_argument("--tokenizer", type=str, help="the tokenizer that the generator SOURCE was trained on")
+    parser.add_argument("source", type=str, help="tokenizer, or with --tokenizer generator, of another project")
+    parser.add_argument("--tokenizer", type=str, help="the tokenizer of the generator SOURCE; without it SOURCE is one")
     parser.add_argument("--out", type=str, required=True, help="directory to write")
-    parser.add_argument("--to", type=str, default="maskimg", help="maskimg; for a tokenizer also diffusers")
-    parser.add_argument("--trust-pickle", action="store_true", help="read .ckpt, .pt, .pth and .bin files as well")
     parser.add_argument(
-        "--pixels", type=str, help="of a tokenizer: unit for [0, 1], symmetric for [-1, 1]; or as known"
+        "--to", type=str, default="maskimg", help="format to write: maskimg, or diffusers for a tokenizer"
     )
-    parser.add_argument("--heads", type=int, help="attention heads of a Halton-MaskGIT of no published size")
-    parser.add_argument("--classes", type=int, default=1000, help="that a Google MaskGIT knows")
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="also read .ckpt, .pt, .pth and .bin files, which can contain code; they are opened in a child process",
+    )
+    parser.add_argument(
+        "--pixels",
+        type=str,
+        help="pixel range of the tokenizer: unit for [0, 1], symmetric for [-1, 1]; by default that of its project",
+    )
+    parser.add_argument("--heads", type=int, help="attention heads, for a Halton-MaskGIT of an unpublished size")
+    parser.add_argument("--classes", type=int, default=1000, help="number of classes of a Google MaskGIT")
     given = parser.parse_args(arguments)
     given.out = out_directory(given.out, {"SOURCE": given.source, "the tokenizer": given.tokenizer})
     if given.tokenizer:
@@ -51,7 +59,7 @@ def _convert_generator(given: Namespace) -> None:
     from vqgan import Tokenizer
 
     if given.to != "maskimg":
-        raise Refused("a generator can only become a model of maskimg's: leave --to out")
+        raise Refused("a generator can only be converted to maskimg: leave out --to")
     out = Path(given.out)
     pipeline = convert_pair(
         Tokenizer.from_pretrained(given.tokenizer, trust_pickle=given.trust_pickle, pixels=given.pixels),
@@ -69,7 +77,7 @@ def _convert_generator(given: Namespace) -> None:
 
 
 def info(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("what", type=str, nargs="?", default="emoji-64", help="a model, or a PNG that maskimg made")
+    parser.add_argument("what", type=str, nargs="?", default="emoji-64", help="model, or a PNG that maskimg made")
     given = parser.parse_args(arguments)
     if Path(given.what).is_file():
         _info_picture(given.what)

@@ -12,26 +12,33 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from maskimg.cli.endings import Refused, fail
+from maskimg.cli.help import ShowAll, ShowHelp
 from maskimg.values import shown
 
 SOURCE = (
-    "folder of pictures, .zip or .tar archive, shards as s-{000..127}.tar, hf://owner/name, or "
+    "folder of pictures, .zip or .tar archive, shards such as s-{000..127}.tar, hf://owner/name, or "
     "torchvision://NAME?root=DIR"
 )
-
-
-MAY_BE_EMPTY = ("prompt", "negative")  # of which that is said, but no more
+MAY_BE_EMPTY = ("prompt", "negative")  # an empty prompt is drawn, with a note
 
 
 class Parser(ArgumentParser):
-    """Errors as one kind line, exit code 2."""
+    """Errors as one kind line, exit code 2; `--help` for every day, `--help-all` for the rest."""
+
+    def __init__(self, *others: Any, add_help: bool = True, **options: Any):
+        super().__init__(*others, add_help=False, **options)
+        if add_help:  # not in the parsers that jsonargparse makes for parts of a plan
+            self.add_argument("-h", "--help", action=ShowHelp, help="show the everyday options")
+            self.add_argument("--help-all", action=ShowAll, dest="help", help="show every option")
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Namespace:
-        """As in the library; but an option that is given twice is refused, of which it would keep the last."""
+        """As in the library, except that an option given twice is refused; the library would keep the last one."""
+        # jsonargparse takes argparse's mark of a required option away while it parses.
+        self.needed = frozenset(action.dest for action in self._actions if action.required)
         found: set[str] = set()
         for argument in args or []:
             if _is_no_text(argument):
-                self.error(f"{shown(argument)} holds characters that are no text: leave them out")
+                self.error(f"{shown(argument)} contains characters that are not text: leave them out")
         for argument in itertools.takewhile(lambda argument: argument != "--", args or []):
             option = argument.partition("=")[0]
             action = self._action_of(option)
@@ -43,24 +50,24 @@ class Parser(ArgumentParser):
         try:
             parsed = super().parse_args(args, *others, **options)
         except UnicodeDecodeError as error:
-            self.error(f"the file of --config is no text in UTF-8 ({error.reason}): save it as that")
+            self.error(f"the --config file is not UTF-8 text ({error.reason}): save it as UTF-8")
         for file in parsed.get("config") or []:
             if twice := _said_twice(Path(str(file)).read_text(encoding="utf-8")):
-                self.error(f"`{file}` {twice}: say it once")
+                self.error(f"`{file}` {twice}: set it once")
         self._refuse_empty(parsed)
         return parsed
 
     def _refuse_empty(self, parsed: Namespace) -> None:
         """An unset variable of a shell must not make the current folder the one to write to."""
         for action in self._actions:
-            told = parsed.get(action.dest) if action.dest not in ("help", *MAY_BE_EMPTY) else None
-            for each in told if isinstance(told, list) else [told]:
+            given = parsed.get(action.dest) if action.dest not in ("help", *MAY_BE_EMPTY) else None
+            for each in given if isinstance(given, list) else [given]:
                 if isinstance(each, str) and not each.strip() and each != action.default:
                     option = action.option_strings[-1] if action.option_strings else action.dest.upper()
                     self.error(f"{option} is empty: give it a value, or leave it out")
 
     def _action_of(self, option: str) -> argparse.Action | None:
-        """What an option sets; it may be cut short, as long as only one begins like that."""
+        """What an option sets; it may be abbreviated as long as only one option begins like that."""
         if option in self._option_string_actions:
             return self._option_string_actions[option]
         begun = [name for name in self._option_string_actions if option.startswith("--") and name.startswith(option)]
@@ -71,7 +78,7 @@ class Parser(ArgumentParser):
 
 
 def _is_no_text(argument: str) -> bool:
-    """What no terminal can pass on: it has no name for such a file, and no prompt is written like that."""
+    """Whether an argument could be neither a file name nor a prompt."""
     try:
         return b"\0" in os.fsencode(argument)
     except UnicodeEncodeError:  # half a character
@@ -79,7 +86,7 @@ def _is_no_text(argument: str) -> bool:
 
 
 def _said_twice(text: str) -> str:
-    """What a YAML file says twice in one place, of which a reader would keep the last; or nothing."""
+    """The key that a YAML file sets twice, of which a reader would keep the last; empty where there is none."""
     import yaml
 
     nodes: list[Any] = [yaml.compose(text)]
@@ -89,25 +96,29 @@ def _said_twice(text: str) -> str:
             continue
         for key, value in node.value:
             if key.value in found:
-                return f"says `{key.value}` twice, on lines {found[key.value]} and {key.start_mark.line + 1}"
+                return f"sets `{key.value}` twice, on lines {found[key.value]} and {key.start_mark.line + 1}"
             found[key.value] = key.start_mark.line + 1
             nodes.append(value)
     return ""
 
 
-# How the library tells what it expected -> the same in words.
+# What jsonargparse calls a type -> the same in words.
 _EXPECTED = {
-    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "tuple": "a list, as [1,2]",
-}  # fmt: skip
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list such as [1,2]",
+}
 
 
 def _plainly(message: str) -> str:
     """The library's error as one line about the option."""
     message = " ".join(message.split())
     if "Unexpected config" in message:
-        return "the file of --config must hold lines as `size: 64`, each a name and its value"
+        return "the --config file must consist of lines such as `size: 64`, each a name and a value"
     if broken := re.match(r"(?:Problems parsing config|.*\"config\"): (while .*)", message):
-        return f"the file of --config is no YAML ({broken[1]})"
+        return f"the --config file is not valid YAML ({broken[1]})"
     named = re.match(r'(?:Parser|Configuration) key "([^"]+)": (.*)', message)
     if not named:
         return message
@@ -118,24 +129,40 @@ def _plainly(message: str) -> str:
         wanted = " or ".join(dict.fromkeys(_EXPECTED[kind] for kind in kinds))
         return f"{option} must be {wanted}, got {shown(value[1] if value else '')}"
     if "Unable to load config" in words:
-        return f"{option} must be the path of a YAML file, or its values as {{name: value}}"
+        return f"{option} must be the path of a YAML file, or its values written as {{name: value}}"
     return f"{option}: {words}"
 
 
 def add_model(parser: Parser) -> None:
-    parser.add_argument("--model", type=str, default="emoji-64", help="bundled name, directory or hub repository")
+    parser.add_argument(
+        "--model", type=str, default="emoji-64", help="bundled model, model directory or hub repository"
+    )
+
+
+def add_device(parser: Any) -> None:
+    """To a parser, or a group of one."""
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda or mps; by default the fastest there is")
 
 
 def add_machine(parser: Any) -> None:
     """To a parser, or a group of one."""
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--dtype", type=str, default="auto", help="auto, fp32 or bf16")
+    add_device(parser)
+    parser.add_argument(
+        "--dtype", type=str, default="auto", help="fp32 or bf16; by default bf16 where the device computes faster in it"
+    )
+
+
+def add_max_bad(parser: Any) -> None:
+    """To a parser, or a group of one."""
+    parser.add_argument(
+        "--max-bad", type=float, default=0.01, help="share of unreadable files above which the command stops"
+    )
 
 
 def add_max_megapixels(parser: Any) -> None:
     """To a parser, or a group of one."""
     parser.add_argument(
-        "--max-megapixels", type=float, default=100.0, help="larger pictures are refused before they are decoded"
+        "--max-megapixels", type=float, default=100.0, help="refuse larger pictures, before they are decoded"
     )
 
 
@@ -147,11 +174,17 @@ def max_pixels(given: Namespace) -> int:
 
 def add_asking(parser: Parser) -> None:
     """What pictures are to show."""
-    parser.add_argument("--label", type=str, action="append", help="NAME, or FIELD=NAME; repeatable")
-    parser.add_argument("--prompt", type=str, help="what to draw, in words, where the model was trained with captions")
-    parser.add_argument("--negative", type=str, help="in words, what guidance is to move away from")
-    parser.add_argument("--towards", type=str, action="append", help="another label, to go part of the way to")
-    parser.add_argument("--share", type=float, help="how far from --label to --towards, 0 to 1; half-way if not given")
+    parser.add_argument(
+        "--label", type=str, action="append", help="what to draw: NAME, or FIELD=NAME; repeat it for several fields"
+    )
+    parser.add_argument(
+        "--prompt", type=str, help="what to draw, in words; needs a model that was trained with captions"
+    )
+    parser.add_argument("--negative", type=str, help="negative prompt: what the pictures should not show")
+    parser.add_argument(
+        "--towards", type=str, action="append", help="second label; the pictures lie between --label and this one"
+    )
+    parser.add_argument("--share", type=float, help="how far to go from --label to --towards, 0 to 1; 0.5 by default")
 
 
 def add_drawing(parser: Parser) -> None:
@@ -162,30 +195,46 @@ def add_drawing(parser: Parser) -> None:
 
 def add_sampler(parser: Parser) -> None:
     """How it is drawn; what is not given comes from the preset, or the model's recipe."""
-    parser.add_argument("--preset", type=str, help="fast, balanced or best, as the model has them")
-    parser.add_argument("--steps", type=int, help="forward passes")
-    parser.add_argument("--counts", type=str, help="tokens revealed by each step, as 2,6,14,42; instead of --steps")
-    parser.add_argument("--order", type=str, help="confidence, halton, random, moment or critic")
-    parser.add_argument("--schedule", type=str, help="cosine, linear, arccos, square or beta(a, b)")
-    several = "; several, as 3,2,1, are spread over the steps"
-    parser.add_argument("--guidance", type=str, help="towards what is asked for; 1 is off" + several)
+    parser.add_argument(
+        "--preset", type=str, help="fast, balanced or best, if the model has presets; its own recipe by default"
+    )
+    parser.add_argument("--steps", type=int, help="steps of the sampling loop; by default those of the preset")
+    parser.add_argument(
+        "--counts", type=str, help="how many tokens each step reveals, such as 2,6,14,42; replaces --steps"
+    )
+    parser.add_argument(
+        "--order", type=str, help="which tokens are kept first: confidence, halton, random, moment or critic"
+    )
+    parser.add_argument("--schedule", type=str, help="mask schedule: cosine, linear, arccos, square or beta(a, b)")
+    several = "; several, such as 3,2,1, are spread over the steps"
+    parser.add_argument(
+        "--guidance", type=str, help="guidance scale: higher follows the request more closely, 1 is off" + several
+    )
     parser.add_argument(
         "--guide",
         type=str,
         action="append",
-        help="FIELD=STRENGTH: guidance by one field, or by words; repeatable",
+        help="FIELD=STRENGTH: extra guidance by one label field, the words or the picture; repeatable",
     )
-    parser.add_argument("--guidance-schedule", type=str, help="constant, linear or power-cosine")
-    parser.add_argument("--guidance-power", type=float, help="of power-cosine")
-    parser.add_argument("--guidance-start", type=float, help="share revealed before guidance begins")
-    parser.add_argument("--guidance-end", type=float, help="share revealed when guidance ends")
-    parser.add_argument("--token-temperature", type=str, help="of the draw; lower is plainer" + several)
-    parser.add_argument("--choice-temperature", type=str, help="of the choice of tokens to keep" + several)
-    parser.add_argument("--top-k", type=int, help="draw among the k most probable codes")
-    parser.add_argument("--top-p", type=float, help="draw among the fewest codes of this probability")
+    parser.add_argument(
+        "--guidance-schedule", type=str, help="guidance over the steps: constant, linear or power-cosine"
+    )
+    parser.add_argument("--guidance-power", type=float, help="exponent of the power-cosine schedule")
+    parser.add_argument("--guidance-start", type=float, help="share of revealed tokens at which guidance starts")
+    parser.add_argument("--guidance-end", type=float, help="share of revealed tokens at which guidance ends")
+    parser.add_argument(
+        "--token-temperature", type=str, help="sampling temperature; lower is safer and plainer" + several
+    )
+    parser.add_argument(
+        "--choice-temperature", type=str, help="randomness in the choice of which tokens to keep" + several
+    )
+    parser.add_argument("--top-k", type=int, help="sample only from the k most probable codes")
+    parser.add_argument("--top-p", type=float, help="sample only from the most probable codes that sum to this much")
     parser.add_argument("--revise", type=float, help="share of the drawn tokens that each step draws again")
-    parser.add_argument("--critic-keeps", action="store_true", help="a critic may not revise a token once kept")
-    parser.add_argument("--best-of", type=int, default=1, help="candidates of each picture; the critic keeps the best")
+    parser.add_argument("--critic-keeps", action="store_true", help="do not let the critic revise tokens already kept")
+    parser.add_argument(
+        "--best-of", type=int, default=1, help="candidates for each picture, of which the critic keeps the best"
+    )
     add_machine(parser)
 
 
@@ -196,7 +245,7 @@ def load_pipeline(given: Namespace, *, compile: bool = False) -> Any:
 
 
 def to_sampler(given: Namespace, pipeline: Any) -> Any:
-    """The preset or the model's recipe, with what was given on the command line."""
+    """The preset or the model's recipe, changed as the command line says."""
     import dataclasses
 
     start = pipeline.sampler(given.preset)
@@ -243,7 +292,7 @@ def _numbers(option: str, text: str, *, whole: bool) -> Any:
     try:
         values = tuple(int(part) if whole else float(part) for part in text.split(","))
     except ValueError:
-        raise Refused(f"{option} must be a number, or several as 3,2,1, got `{text}`") from None
+        raise Refused(f"{option} must be a number, or several such as 3,2,1, got `{text}`") from None
     return values[0] if len(values) == 1 and not whole else values
 
 
@@ -265,7 +314,9 @@ def to_label(given: list[str] | None, option: str = "--label") -> dict[str, str]
 
 def add_force(parser: Parser) -> None:
     parser.add_argument(
-        "--force", action="store_true", help="replace a file that maskimg did not make; never one that is read"
+        "--force",
+        action="store_true",
+        help="replace existing files that maskimg did not make; never a file that the command reads",
     )
 
 
@@ -308,7 +359,7 @@ def progress_bar() -> Any:
 
 
 def say_left_out(listing: Any) -> None:
-    """What is odd about a source of pictures, and what of it is not read: a line for each reason."""
+    """Print what is odd about a source of pictures and which files in it are not read, a line for each reason."""
     for remark in listing.remarks:
         print(remark, file=sys.stderr)
 

@@ -46,14 +46,14 @@ def apart(text: str, reads: Mapping[str, str | None]) -> Path:
         Refused: it is something that is read, or holds it.
     """
     if not text:
-        raise Refused("--out is empty: name a folder")
+        raise Refused("--out is empty: give the path of a folder")
     out = Path(text)
     if out.name in ("", ".."):
         out = Path(os.path.realpath(out))
     for word, where in reads.items():
         for path in _on_disk(where):
             if _is_or_holds(out, path):
-                raise Refused(f"--out `{text}` is {word} `{where}`, or holds it: choose a new folder")
+                raise Refused(f"--out `{text}` is, or contains, {word} `{where}`: choose a new folder")
     return out
 
 
@@ -66,7 +66,7 @@ def _require_working(out: Path, reads: Mapping[str, str | None]) -> None:
         for path in _on_disk(where):
             # Pictures may lie elsewhere in it, as what was given to the demo does.
             if _same(work, path) or (word == "FOLDER" and _in_cache(work, path)):
-                raise Refused(f"{word} `{where}` is where working files of `{out}` go: choose another --out")
+                raise Refused(f"the working files of `{out}` would go into {word} `{where}`: choose another --out")
     require_working(work)
 
 

@@ -11,6 +11,7 @@ from maskimg.cli.options import (
     Parser,
     Refused,
     add_machine,
+    add_max_bad,
     add_max_megapixels,
     max_pixels,
     progress_bar,
@@ -18,19 +19,7 @@ from maskimg.cli.options import (
     say_left_out,
 )
 from maskimg.cli.places import out_directory
-
-# Of the plan's options, by the name of the part that they set.
-GROUPS = {
-    "Plan": "The plan: pictures, sources and words",
-    "tokenizer": "The plan: the tokenizer's network",
-    "tokenizer_training": "The plan: how the tokenizer is trained",
-    "tokenizer_budget": "The plan: how long the tokenizer is trained",
-    "generator": "The plan: the generator's network, and the critic's",
-    "generator_training": "The plan: how generator and critic are trained",
-    "generator_budget": "The plan: how long the generator is trained",
-    "critic_budget": "The plan: how long the critic is trained",
-    "recipe": "The plan: how the finished model draws",
-}
+from maskimg.cli.plan_words import GROUPS, reword
 
 
 def train(parser: Parser, arguments: list[str]) -> None:
@@ -61,7 +50,7 @@ def train(parser: Parser, arguments: list[str]) -> None:
     measured = pipeline.about["measured"]
     for name, value in measured.items():
         print(f"{name.replace('_', ' ')}: {value}")
-    print(f"learnt by heart? {pipeline.about['memorisation']['in_words']}")
+    print(f"memorisation: {pipeline.about['memorisation']['in_words']}")
     nats = (measured.get(f"held_out_nats_{name}", math.nan) for name in ("per_masked_token", "by_guessing"))
     if warning := unlearnt_warning(*nats):
         print(f"warning: {warning}")
@@ -170,8 +159,10 @@ def encode(parser: Parser, arguments: list[str]) -> None:
 
 
 def train_generator(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("codes", type=str, help="directory that `maskimg encode` wrote")
-    parser.add_argument("tokenizer_directory", type=str, help="the tokenizer that encoded them")
+    parser.add_argument("codes", type=str, help="directory of codes that `maskimg encode` wrote")
+    parser.add_argument(
+        "tokenizer_directory", type=str, help="tokenizer that encoded them: bundled name, directory or hub repository"
+    )
     given, plan, cache = _parse_plan(parser, arguments, out="model directory to write", codes=True)
     from maskimg import distributed
     from maskimg.data.codes import read_codes, require_tokenizer
@@ -192,7 +183,7 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
             other = Tokenizer.from_pretrained(locate_model(plan.source_tokenizer))
         require_tokenizer(cache.source, other or tokenizer)
     elif plan.source:
-        raise Refused(f"`{given.codes}` holds no sources: give `--source` to `maskimg encode` as well")
+        raise Refused(f"`{given.codes}` holds no input pictures: give `--source` to `maskimg encode` as well")
     work = working_directory(out)
     with working_in(work, active=distributed.is_first()):
         pipeline = generator_stage(
@@ -221,6 +212,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     parser.add_class_arguments(Plan)
     for name, group in (parser.groups or {}).items():
         group.title = GROUPS[name]
+    reword(parser._actions)
     parser.set_defaults(size=0)  # 0: as the pictures are
     given = parser.parse_args(arguments)
     place = out_directory(given.out, _reads(given, codes), working=True)
@@ -264,33 +256,37 @@ def _reads(given: Namespace, codes: bool) -> dict[str, str | None]:
 
 
 def _add_options(parser: Parser, *, out: str, codes: bool) -> None:
-    """What most people need, then what fewer do; the plan's own options follow, several dozen of them."""
-    positional = "CODES TOKENIZER" if codes else "FOLDER"
-    parser.usage = f"{parser.prog} {positional} --out OUT [--preset PRESET] [--minutes MINUTES] [option ...]"
+    """The options that are no part of the plan; the plan's own follow, several dozen of them."""
     if not codes:
-        parser.add_argument("folder", type=str, help=f"{SOURCE}; subfolders or a labels.csv become labels")
+        parser.add_argument("folder", type=str, help=f"{SOURCE}; subfolders are labels")
     parser.add_argument("--out", type=str, required=True, help=out)
-    parser.add_argument("--preset", type=str, default="auto", help="auto, cpu or gpu")
+    parser.add_argument(
+        "--preset",
+        type=str,
+        default="auto",
+        help="cpu or gpu: sizes and minutes that suit it; by default what this machine has",
+    )
     parser.add_argument(
         "--minutes",
         type=float,
-        help="of training in all, instead of the preset's; without the time of the small classifiers that training and "
-        "report stand on, a few minutes more",
+        help="training time; by default 11 minutes with the preset cpu, 27 with gpu, and a few more for classifiers",
     )
-    parser.add_argument("--config", action="config", help="YAML file with what differs from the plan")
-    group = parser.add_argument_group("Pictures, machine and records")
+    parser.add_argument("--config", action="config", help="YAML file with further options; --print_config prints one")
+    group = parser.add_argument_group("Machine, records and licence")
     if not codes:
-        group.add_argument("--max-bad", type=float, default=0.01, help="share of unreadable files that is tolerated")
+        add_max_bad(group)
         add_max_megapixels(group)
-        group.add_argument("--licence", type=str, help="of the pictures; kept with the model")
+        group.add_argument("--licence", type=str, help="licence of the pictures, kept with the model")
     group.add_argument(
-        "--allow-data-change", action="store_true", help="continue a training that began with other pictures"
+        "--allow-data-change", action="store_true", help="resume a training even if its pictures have changed since"
     )
     add_machine(group)
     group.add_argument(
-        "--shard", action="store_true", help="split the generator over torchrun's processes (FSDP2), not only the batch"
+        "--shard",
+        action="store_true",
+        help="under torchrun, split the generator's weights over the processes (FSDP2) instead of copying them (DDP)",
     )
-    group.add_argument("--track", type=str, help="tensorboard, trackio or wandb: figures and pictures there, too")
+    group.add_argument("--track", type=str, help="also log to tensorboard, trackio or wandb")
 
 
 def _say_plan(listing: Any, plan: Any, work: Path) -> None:

@@ -26,6 +26,7 @@ from page_values import VALUES
 from PIL import Image
 from tiny import tiny_pipeline
 
+from maskimg.cli.main import main
 from maskimg.drawing import edits
 from maskimg.drawing.request import Request
 from maskimg.pipeline import Pipeline
@@ -52,7 +53,7 @@ def address(pipeline, tmp_path_factory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         page = app.build(pipeline)
-        yield app.launch(page, port=app.free_port("127.0.0.1", 0))
+        yield app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0)))
         page.close(verbose=False)
 
 
@@ -189,15 +190,13 @@ def test_a_recipe_can_be_read_from_a_picture_and_the_model_says_what_it_can_do(c
 
 
 @pytest.mark.parametrize("language", ["python", "bash", "javascript"])
-def test_the_readmes_examples_for_programs_run(address, language, tmp_path):
-    text = (
-        (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("http://127.0.0.1:7860/", address)
-    )
-    text = text.replace("http://127.0.0.1:7860", address)
+def test_the_examples_for_programs_run(address, language, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "page.md").read_text(encoding="utf-8")
+    text = text.replace("http://127.0.0.1:7860/", address).replace("http://127.0.0.1:7860", address)
     code = next(block for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M) if address in block)
     if language == "python":
         names: dict = {}
-        exec(compile(code, "README.md", "exec"), names)
+        exec(compile(code, "page.md", "exec"), names)
         assert len(names["pictures"]) == 2 and load_image(names["wider"][0]["image"]).size == (24, 16)
         names["client"].close()
         return
@@ -699,11 +698,11 @@ def test_an_upload_is_called_what_it_is(tmp_path):
 
 def test_tokens_are_drawn_where_they_are():
     cells = np.array([[1, 1, 0], [0, 1, 0]], bool)
-    drawn = tokens.tile(None, (0, 0, 3, 2), veiled=cells, tinted=cells, fresh=cells, caption="<b>")
+    drawn = tokens.tile(None, (0, 0, 3, 2), veiled=cells, fresh=cells, caption="<b>")
     assert 'd="M0 0H2V1H0ZM1 1H2V2H1Z"' in drawn  # neighbours as one
     assert "M0 0h1v1h-1ZM1 0h1v1h-1ZM1 1h1v1h-1Z" in drawn
     assert "&lt;b&gt;" in drawn and "<b>" not in drawn
-    edge = drawn.split('mk-edge" d="')[1].split('"')[0]
+    edge = tokens.hole_tile(None, (0, 0, 3, 2), cells).split('mk-edge" d="')[1].split('"')[0]
     assert edge.count("h1") + edge.count("v1") == 8
     assert tokens.data_uri(Image.new("RGB", (1000, 10))).startswith("data:image/jpeg")
 
@@ -716,7 +715,7 @@ def test_without_a_model_the_page_says_how_to_make_one(tmp_path, monkeypatch):
     page = app.build(None)
     buttons = [block for block in page.blocks.values() if isinstance(block, gr.Button)]
     assert buttons and not any(button.interactive for button in buttons)
-    address = app.launch(page, port=app.free_port("127.0.0.1", 0))
+    address = app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0)))
     try:
         told = str(httpx.get(address + "config").json()["components"])
         assert "maskimg train FOLDER --out DIR" in told and "maskimg demo --model DIR" in told
@@ -727,30 +726,31 @@ def test_without_a_model_the_page_says_how_to_make_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"host": "0.0.0.0"}, "others could reach this page: give --user NAME and --password-file FILE"),
-        ({"host": "::"}, "others could reach this page"),
-        ({"host": "example.org"}, "others could reach this page"),
-        ({"share": True}, "others could reach this page"),
-        ({"user": "ann"}, "a login needs both --user and --password-file"),
-        ({"password_file": "x"}, "a login needs both"),
-        ({"user": "ann", "password_file": "/nowhere/x"}, "`/nowhere/x` cannot be read"),
+        (["--host", "0.0.0.0"], "others could reach this page: give --user NAME and --password-file FILE"),
+        (["--host", "::"], "others could reach this page"),
+        (["--host", "example.org"], "others could reach this page"),
+        (["--share"], "others could reach this page"),
+        (["--user", "ann"], "a login needs both --user and --password-file"),
+        (["--password-file", "x"], "a login needs both"),
+        (["--user", "ann", "--password-file", "/nowhere/x"], "`/nowhere/x` cannot be read"),
     ],
 )
-def test_a_page_that_others_could_reach_needs_a_name_and_a_password(options, words):
-    with pytest.raises(ValueError, match=words):
-        app.serve(None, **options)
+def test_a_page_that_others_could_reach_needs_a_name_and_a_password(options, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["demo", *options])
+    assert end.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_an_empty_password_is_refused(tmp_path):
     (tmp_path / "password").write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
-        app.serve(None, host="0.0.0.0", user="ann", password_file=str(tmp_path / "password"))
+        app.read_login("ann", str(tmp_path / "password"))
 
 
 def test_a_page_with_a_login_answers_nobody_else(pipeline, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     page = app.build(pipeline)
-    address = app.launch(page, port=app.free_port("127.0.0.1", 0), login=("ann", "secret"))
+    address = app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0), login=("ann", "secret")))
     try:
         for path in ("config", "gradio_api/info", "gradio_api/file=/etc/hostname"):
             assert httpx.get(address + path).status_code == 401
@@ -801,7 +801,7 @@ def test_serving_forgets_settings_of_gradio_and_leaves_no_uploads_behind(monkeyp
         page.close(verbose=False)
 
     monkeypatch.setattr(app, "stay", stay)
-    app.serve(None, port=app.free_port("127.0.0.1", 0))
+    app.serve(None, app.Address(port=app.free_port("127.0.0.1", 0)))
     assert seen["mode"] == 0o700 and seen["allowed"] == [] and not seen["uploads"].exists()
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     told = capsys.readouterr().out

@@ -40,7 +40,7 @@ def door(request, pipeline, tmp_path_factory) -> Iterator[httpx.Client]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         page = app.build(pipeline)
-        address = app.launch(page, port=app.free_port("127.0.0.1", 0), login=login)
+        address = app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0), login=login))
         with httpx.Client(base_url=address, timeout=60) as client:
             if login:
                 for path in CLOSED:

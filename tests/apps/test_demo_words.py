@@ -33,7 +33,7 @@ def client(pipeline, tmp_path_factory) -> Iterator[Client]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         page = app.build(pipeline)
-        address = app.launch(page, port=app.free_port("127.0.0.1", 0))
+        address = app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0)))
         client = Client(address, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
         yield client
         client.close()

@@ -130,7 +130,7 @@ def served(models: Models, uploads: Path, login: tuple[str, str] | None = None) 
             return app.build(models.held(name or ""), models=models, name=name)
 
         page = make(models.first)
-        yield app.launch(page, port=app.free_port("127.0.0.1", 0), login=login, models=models, make=make)
+        yield app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0), login=login), models=models, make=make)
         page.close(verbose=False)
 
 

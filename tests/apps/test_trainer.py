@@ -256,8 +256,6 @@ def test_only_a_page_of_this_machine_may_train(headers, is_here):
 
 @pytest.mark.parametrize("host, there", [("127.0.0.1", True), ("0.0.0.0", False)])
 def test_the_tab_is_there_only_where_nobody_else_reaches_the_page(host, there, tmp_path, monkeypatch):
-    (tmp_path / "password").write_text("secret")
-    login = {} if there else {"user": "ann", "password_file": str(tmp_path / "password")}
     monkeypatch.setattr("maskimg_apps.demo.serving.models.bundled_models", lambda: [])
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         monkeypatch.delenv(name)
@@ -269,7 +267,8 @@ def test_the_tab_is_there_only_where_nobody_else_reaches_the_page(host, there, t
         page.close(verbose=False)
 
     monkeypatch.setattr(app, "stay", stay)
-    app.serve(None, folder=tmp_path / "models", host=host, port=app.free_port("127.0.0.1", 0), **login)
+    at = app.Address(host, app.free_port("127.0.0.1", 0), login=None if there else ("ann", "secret"))
+    app.serve(None, at, folder=tmp_path / "models")
     assert "generate-go" in names and ("train-go" in names) == there
 
 
@@ -281,7 +280,7 @@ def test_the_page_stops_its_training_when_it_is_asked_to_end(early, tmp_path, mo
     closed = []
     monkeypatch.setattr(Trainer, "close", lambda self: closed.append(self.folder))
 
-    def asked_to_end(page: gr.Blocks, **options: object) -> None:
+    def asked_to_end(page: gr.Blocks, *at: object, **options: object) -> None:
         page.close(verbose=False)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
@@ -291,7 +290,7 @@ def test_the_page_stops_its_training_when_it_is_asked_to_end(early, tmp_path, mo
     monkeypatch.setattr(app, "stay", asked_to_end)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit):
-        app.serve(None, folder=tmp_path / "models", port=app.free_port("127.0.0.1", 0))
+        app.serve(None, app.Address(port=app.free_port("127.0.0.1", 0)), folder=tmp_path / "models")
     assert closed == [tmp_path / "models"] and signal.getsignal(signal.SIGTERM) == before
 
 

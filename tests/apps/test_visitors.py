@@ -38,7 +38,7 @@ def site(tmp_path_factory) -> Iterator[tuple[str, list[gr.Blocks]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         patch.setattr(visitors, "MOST_UNHEARD", FEW)
-        yield app.launch(pages[0], port=app.free_port("127.0.0.1", 0), models=models, make=make), pages
+        yield app.launch(pages[0], app.Address(port=app.free_port("127.0.0.1", 0)), models=models, make=make), pages
         pages[0].close(verbose=False)
 
 

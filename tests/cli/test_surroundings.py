@@ -61,7 +61,7 @@ def test_a_page_is_served_behind_any_proxy(variables, page, proxies):
     """Gradio looks at its own address through the proxy, and said that `localhost is not accessible`."""
     proxies(**variables)
     before = dict(os.environ)
-    address = app.launch(page, port=app.free_port("127.0.0.1", 0))
+    address = app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0)))
     assert dict(os.environ) == before  # what is fetched later goes through the proxy
     with httpx.Client(trust_env=False) as client:
         assert client.get(address).status_code == 200
@@ -88,12 +88,11 @@ def test_only_our_own_hosts_go_around_a_proxy(proxies):
     assert "no_proxy" not in os.environ and os.environ["NO_PROXY"] == "example.com"
 
 
-def test_what_needs_other_machines_is_refused_where_the_proxy_cannot_be_used(proxies, monkeypatch, tmp_path):
+def test_what_needs_other_machines_is_refused_where_the_proxy_cannot_be_used(proxies, monkeypatch):
     proxies(all_proxy="gopher://127.0.0.1:9")
-    (tmp_path / "password").write_text("secret")
     monkeypatch.setattr(Pipeline, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded first"))
     with pytest.raises(ValueError, match="--share cannot be used with the proxies that are set .*gopher"):
-        app.serve(None, share=True, user="ann", password_file=str(tmp_path / "password"))
+        app.serve(None, app.Address(share=True, login=("ann", "secret")))
     proxies(all_proxy=DEAD)
     require_usable_proxies("--share")
 
@@ -113,8 +112,8 @@ def test_a_model_that_a_proxy_keeps_away_is_refused_in_a_sentence(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"port": -1}, "port must be between 0 and 65535"),
-        ({"host": "127.0.0.1", "port": 70000}, "port must be between 0 and 65535"),
+        ({"at": app.Address(port=-1)}, "port must be between 0 and 65535"),
+        ({"at": app.Address("127.0.0.1", 70000)}, "port must be between 0 and 65535"),
         ({"device": "abacus"}, "there is no device `abacus` here"),
         ({"dtype": "fp8"}, "dtype must be `auto`, `fp32` or `bf16`"),
         ({"folder": __file__}, "cannot be read .*name another one with --models"),
@@ -123,7 +122,7 @@ def test_a_model_that_a_proxy_keeps_away_is_refused_in_a_sentence(monkeypatch):
 def test_what_cannot_be_served_is_refused_before_a_model_is_loaded(options, words, monkeypatch):
     monkeypatch.setattr(Pipeline, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded first"))
     with pytest.raises(ValueError, match=words):
-        app.serve(None, **options)
+        app.serve(None, **{"at": app.Address(), **options})
 
 
 def test_somebody_elses_folder_among_the_models_is_passed_over(tmp_path, monkeypatch):
@@ -145,7 +144,7 @@ def test_somebody_elses_folder_among_the_models_is_passed_over(tmp_path, monkeyp
 def test_clients_that_go_away_or_talk_nonsense_leave_no_traceback(page, capfd):
     with page:
         gr.Button("Draw").click(lambda: None, api_name="draw")
-    address = app.launch(page, port=app.free_port("127.0.0.1", 0))
+    address = app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0)))
     port = httpx.URL(address).port
     upload = (
         b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=xx\r\n"

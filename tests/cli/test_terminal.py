@@ -39,7 +39,7 @@ def test_closed_streams_change_no_exit_code_and_leave_no_traceback(shell, buffer
 def test_output_that_nobody_can_keep_is_said_and_talk_that_nobody_can_keep_is_not():
     done = run("--help", shell=">/dev/full")
     assert done.returncode == 4
-    assert done.stderr == b"maskimg: what there was to say could not be printed (No space left on device)\n"
+    assert done.stderr == b"maskimg: the output could not be printed (No space left on device)\n"
     assert run("no-such-command", shell="2>/dev/full").returncode == 2
 
 

@@ -257,7 +257,9 @@ def door(tmp_path_factory) -> Iterator[httpx.Client]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         page = app.build(listening_pipeline())
-        with httpx.Client(base_url=app.launch(page, port=app.free_port("127.0.0.1", 0)), timeout=60) as client:
+        with httpx.Client(
+            base_url=app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0))), timeout=60
+        ) as client:
             yield client
         page.close(verbose=False)
 

@@ -269,8 +269,8 @@ def test_numbers_of_numpy_can_be_written_into_a_recipe(pipeline, tmp_path):
         (["--critic-keeps", "--critic-keeps"], "--critic-keeps is given twice"),
         (["--steps", "2.5"], "--steps must be a whole number, got `2.5`"),
         (["--count", "99999999999"], "--count must be between 1 and 10000000, got 99999999999"),
-        (["--prompt", "a\0b"], "holds characters that are no text"),
-        (["--prompt", "\ud800"], "holds characters that are no text"),
+        (["--prompt", "a\0b"], "contains characters that are not text"),
+        (["--prompt", "\ud800"], "contains characters that are not text"),
         (["--model", "x" * 10_000], "there is no model directory"),
     ],
 )
@@ -291,7 +291,7 @@ def test_a_file_of_settings_that_says_something_twice_is_refused(tmp_path, capsy
     (tmp_path / "config.yaml").write_text("size: 16\ngenerator:\n  dim: 32\n  dim: 64\n")
     with pytest.raises(SystemExit):
         main(["train", str(tmp_path), "--out", str(tmp_path / "m"), "--config", str(tmp_path / "config.yaml")])
-    assert "says `dim` twice, on lines 3 and 4" in capsys.readouterr().err
+    assert "sets `dim` twice, on lines 3 and 4" in capsys.readouterr().err
 
 
 def test_labels_of_a_table_and_of_the_command_line_are_held_against_each_other(pipeline, tmp_path):

@@ -254,4 +254,4 @@ def test_wrong_options_get_a_sentence(folder, tmp_path, options, sentence, capsy
 def test_only_a_directory_can_be_written_to(folder, capsys):
     with pytest.raises(SystemExit):
         main(["eval", "emoji-64", str(folder), "--write"])
-    assert "--write changes a model directory, and `emoji-64` is none" in capsys.readouterr().err
+    assert "--write needs a model directory, and `emoji-64` is not one" in capsys.readouterr().err

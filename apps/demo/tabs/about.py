@@ -1,5 +1,6 @@
-"""Info: how a picture was made, the last recipes, and what the model says about itself."""
+"""Info: how a picture was made, recent recipes, and facts about the model."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,9 +22,9 @@ MAX_SHOWN = 400  # characters of a value
 
 
 def keep_recipes() -> gr.BrowserState:
-    """The last recipes, in the browser; outside the tabs, since what is in one is not there before it is opened.
+    """The last recipes, in the browser; outside the tabs, because a tab's contents exist only once it is opened.
 
-    The server reads them like anything else that comes from outside: the secret is none.
+    The server trusts them no more than any other input, so the secret protects nothing.
     """
     return gr.BrowserState([], storage_key="maskimg-recipes", secret="maskimg")
 
@@ -37,7 +38,55 @@ def info_tab(
     switch: gr.Tabs,
 ) -> None:
     """The tab; `controls` are those of each task's tab, which a recipe sets, and `kept` is from `keep_recipes`."""
-    awake = pipeline is not None
+    parts = _parts(awake=pipeline is not None)
+    if pipeline is None:
+        return
+    with gr.Accordion("About this model", open=False):
+        gr.HTML(tokens.facts(runs.facts(pipeline)))
+    chosen = answers.letter_box()
+    # The list is the browser's own; the server keeps nothing of it.
+    parts.recent.preprocess = lambda payload: payload
+
+    def listed(number: Any, recipes: Any) -> dict[str, Any]:
+        return {"answers": number, "values": [answers.update(choices=_choices(_list(recipes)))]}
+
+    # On load, and again when the browser has found what it kept, which may be later, or keeps one more.
+    answers.wire([page.load, kept.change], listed, [kept], [parts.recent], "recent", queue=False)
+    for stage in stages:
+        stage.box.change(None, [stage.box, kept], kept, js=look.REMEMBER.replace("MOST", str(MOST)), **QUIET)
+
+    def read(number: Any, image: str | None) -> Iterator[dict[str, Any]]:
+        def values() -> list[Any]:
+            recipe = _read(image) if image else None
+            return [recipe, show_recipe(pipeline, recipe) if recipe else _hint()]
+
+        yield from answers.reply(number, values, [None, _hint()])
+
+    def pick(number: Any, recipe: Any) -> Iterator[dict[str, Any]]:
+        def values() -> list[Any]:
+            found = _list([json.loads(recipe)]) if recipe else []
+            return [found[0], show_recipe(pipeline, found[0])] if found else [None, _hint()]
+
+        yield from answers.reply(number, values, [None, _hint()])
+
+    answers.wire([parts.upload.change], read, [parts.upload], [chosen, parts.table], "recipe")
+    answers.wire([parts.recent.input], pick, [parts.recent], [chosen, parts.table], "recipe")
+    _wire_settings(pipeline, parts, chosen, controls, switch)
+    _add_calls(pipeline)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What is on the tab."""
+
+    upload: gr.Image
+    recent: gr.Dropdown
+    use: gr.Button
+    again: gr.Button
+    table: gr.HTML
+
+
+def _parts(*, awake: bool) -> Parts:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             upload = guard_image(
@@ -62,40 +111,18 @@ def info_tab(
                 again = gr.Button("Run again", min_width=110, elem_id="info-again", interactive=awake)
         with gr.Column(scale=3, min_width=320):
             table = gr.HTML(_hint(), elem_id="info-recipe")
-    if pipeline is None:
-        return
-    with gr.Accordion("About this model", open=False):
-        gr.HTML(tokens.facts(runs.facts(pipeline)))
+    return Parts(upload, recent, use, again, table)
 
-    chosen = answers.letter_box()
-    recent.preprocess = lambda payload: payload  # of the browser's own list, of which the server keeps nothing
 
-    def listed(number: Any, recipes: Any) -> dict[str, Any]:
-        return {"answers": number, "values": [answers.update(choices=_choices(_list(recipes)))]}
-
-    # On load, and again when the browser has found what it kept, which may be later, or keeps one more.
-    answers.wire([page.load, kept.change], listed, [kept], [recent], "recent", queue=False)
-    for stage in stages:
-        stage.box.change(None, [stage.box, kept], kept, js=look.REMEMBER.replace("MOST", str(MOST)), **QUIET)
-
-    def read(number: Any, image: str | None) -> Iterator[dict[str, Any]]:
-        def values() -> list[Any]:
-            recipe = _read(image) if image else None
-            return [recipe, show_recipe(pipeline, recipe) if recipe else _hint()]
-
-        yield from answers.reply(number, values, [None, _hint()])
-
-    def pick(number: Any, recipe: Any) -> Iterator[dict[str, Any]]:
-        def values() -> list[Any]:
-            found = _list([json.loads(recipe)]) if recipe else []
-            return [found[0], show_recipe(pipeline, found[0])] if found else [None, _hint()]
-
-        yield from answers.reply(number, values, [None, _hint()])
+def _wire_settings(
+    pipeline: Pipeline, parts: Parts, chosen: Any, controls: Mapping[str, Mapping[str, Any]], switch: gr.Tabs
+) -> None:
+    """The two buttons that set the controls of a task's tab from the `chosen` recipe."""
 
     def restore(number: Any, recipe: Any) -> dict[str, Any]:
         with kindly():
             if recipe is None:
-                raise ValueError("there is no recipe yet: open a PNG, or choose a recent one")
+                raise ValueError("there is no recipe yet: open a PNG, or choose a recent recipe")
             task, values, notes = runs.read_settings(pipeline, recipe)
             if task not in controls:
                 raise ValueError(f"this recipe cannot be used here (its task is `{task}`)")
@@ -109,15 +136,17 @@ def info_tab(
             return {"answers": number, "values": updates, "place": task}
 
     def run_again(number: Any, recipe: Any) -> dict[str, Any]:
-        """A recipe of Generate is pressed next; others need their picture first."""
+        """Also presses Generate for its recipes; other tasks need their picture first."""
         letter = restore(number, recipe)
         return letter | {"press": letter["place"] if letter["place"] == "generate" else ""}
 
     restored = [switch, *(control for task in controls for control in controls[task].values())]
-    answers.wire([upload.change], read, [upload], [chosen, table], "recipe")
-    answers.wire([recent.input], pick, [recent], [chosen, table], "recipe")
-    answers.wire([use.click], restore, [chosen], restored, "settings")
-    answers.wire([again.click], run_again, [chosen], restored, "settings")
+    answers.wire([parts.use.click], restore, [chosen], restored, "settings")
+    answers.wire([parts.again.click], run_again, [chosen], restored, "settings")
+
+
+def _add_calls(pipeline: Pipeline) -> None:
+    """The calls for programs, `/read_recipe` and `/model_info`."""
 
     def read_png(image: str | None) -> dict[str, Any]:
         with kindly():
@@ -134,7 +163,7 @@ def info_tab(
 
 
 def show_recipe(pipeline: Pipeline, recipe: Mapping[str, Any]) -> str:
-    """A recipe as a table, with what stands against drawing it again here."""
+    """A recipe as a table, with a note for all that cannot be reproduced here."""
     try:
         notes = runs.read_settings(pipeline, recipe)[2]
     except ValueError as error:
@@ -152,7 +181,7 @@ def _read(image: str | None) -> dict[str, Any]:
     open_upload(image)
     recipe = read_recipe(image) if image else None
     if recipe is None:
-        raise ValueError("this picture holds no recipe of maskimg's: it was not drawn by it, or was saved again")
+        raise ValueError("this picture holds no recipe of maskimg: it was made or saved by another program")
     return recipe
 
 
@@ -178,4 +207,4 @@ def _short(value: Any, most: int = MAX_SHOWN) -> str:
 
 
 def _hint() -> str:
-    return '<p class="mk-hint">Open a PNG, or choose a recent recipe: what made it is shown here.</p>'
+    return '<p class="mk-hint">Open a PNG or choose a recent recipe to see how the picture was made.</p>'

@@ -59,7 +59,7 @@ def address(tmp_path_factory) -> Iterator[str]:
         patch.setattr(pipeline, "steps", steps)
         patch.setattr(drawing, "SHARE", 1.0)  # of the time: then every step is shown, however slow the machine
         page = app.build(pipeline)
-        yield app.launch(page, port=app.free_port("127.0.0.1", 0))
+        yield app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0)))
         page.close(verbose=False)
 
 
@@ -259,7 +259,7 @@ def test_a_png_dropped_on_info_sets_the_controls(page, tmp_path):
     result.save(tmp_path)
     open_tab(page, "Info")
     page.locator("#info-use").click()
-    expect(page.get_by_text("There is no recipe yet: open a PNG, or choose a recent one.").last).to_be_visible()
+    expect(page.get_by_text("There is no recipe yet: open a PNG, or choose a recent recipe.").last).to_be_visible()
     page.locator("#info-upload input[type=file]").set_input_files(tmp_path / "123456.png")
     expect(page.locator("#info-recipe")).to_contain_text("123456")
     page.locator("#info-use").click()
@@ -358,7 +358,7 @@ def test_a_model_is_trained_on_the_page_chosen_from_the_list_and_draws(browser, 
         return app.build(models.held(name), models=models, name=name, trainer=trainer)
 
     served = make("tiny")
-    address = app.launch(served, port=app.free_port("127.0.0.1", 0), models=models, make=make)
+    address = app.launch(served, app.Address(port=app.free_port("127.0.0.1", 0)), models=models, make=make)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     complaints = []
     page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)

@@ -55,7 +55,7 @@ def address(seen, tmp_path_factory) -> Iterator[str]:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         patch.setattr(runs, "read_canvas", reading)
         page = app.build(tiny_pipeline())
-        yield app.launch(page, port=app.free_port("127.0.0.1", 0))
+        yield app.launch(page, app.Address(port=app.free_port("127.0.0.1", 0)))
         page.close(verbose=False)
 
 

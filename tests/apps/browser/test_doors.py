@@ -54,7 +54,7 @@ def doors(chromium, tmp_path_factory) -> Iterator[Doors]:
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         served = app.build(pipeline)
-        address = app.launch(served, port=app.free_port("127.0.0.1", 0))
+        address = app.launch(served, app.Address(port=app.free_port("127.0.0.1", 0)))
         client = Client(address, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
         expect.set_options(timeout=30_000)
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)

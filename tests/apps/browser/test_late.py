@@ -151,7 +151,7 @@ def address(tmp_path_factory) -> Iterator[str]:
         for event in served.fns.values():  # a delay of one event is not one of all others
             if event.concurrency_id != "draw":
                 event.concurrency_limit = 8
-        yield app.launch(served, port=app.free_port("127.0.0.1", 0))
+        yield app.launch(served, app.Address(port=app.free_port("127.0.0.1", 0)))
         served.close(verbose=False)
 
 
