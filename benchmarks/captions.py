@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from maskimg.data.pictures import list_pictures, move, read_pictures
 from maskimg.drawing.request import Prompt
-from maskimg.evaluation.evaluate import Classifier, Judge
+from maskimg.evaluation.judge import Classifier, Judge
 from maskimg.evaluation.metrics import frechet_distance
 from maskimg.hardware import autocast, pick_dtype
 from maskimg.pipeline import Pipeline

@@ -24,9 +24,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskimg.data.pictures import Pictures, list_pictures, read_pictures
-from maskimg.evaluation.evaluate import Judge, evaluate_tokenizer, kept_judge
+from maskimg.evaluation.judge import Judge, kept_judge
 from maskimg.evaluation.metrics import frechet_distance, nearest
 from maskimg.evaluation.outside import NotMeasured
+from maskimg.evaluation.tokenizer_report import evaluate_tokenizer
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler, describe
 from maskimg.training.loop.run import Budget

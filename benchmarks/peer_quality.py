@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 from maskimg.data.codes import CodeCache
 from maskimg.data.pictures import Pictures, list_pictures, read_pictures
-from maskimg.evaluation.evaluate import Judge, kept_judge
+from maskimg.evaluation.judge import Judge, kept_judge
 from maskimg.evaluation.metrics import frechet_distance
 from maskimg.evaluation.outside import NotMeasured
 from maskimg.hardware import autocast, pick_device, pick_dtype

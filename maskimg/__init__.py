@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from maskimg.conditions import Condition as Condition
     from maskimg.conditions import from_source as from_source
-    from maskimg.data.codes import MaskedTokenDataset as MaskedTokenDataset
-    from maskimg.data.codes import paired_batches as paired_batches
+    from maskimg.data.datasets import MaskedTokenDataset as MaskedTokenDataset
+    from maskimg.data.datasets import paired_batches as paired_batches
     from maskimg.drawing.request import Prompt as Prompt
     from maskimg.maskgit import Losses as Losses
     from maskimg.maskgit import MaskGit as MaskGit
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from maskimg.values import PromptWarning as PromptWarning
 
 _HOMES = {
-    "MaskedTokenDataset": "data.codes",
-    "paired_batches": "data.codes",
+    "MaskedTokenDataset": "data.datasets",
+    "paired_batches": "data.datasets",
     "Condition": "conditions",
     "from_source": "conditions",
     "Losses": "maskgit",

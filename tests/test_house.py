@@ -42,14 +42,10 @@ UPWARDS = {
     "maskimg.drawing.batches imports maskimg.pipeline",
     "maskimg.drawing.edits imports maskimg.pipeline",
     "maskimg.drawing.folders imports maskimg.pipeline",
-    "maskimg.evaluation.evaluate imports maskimg.training.loop.run",
     "maskimg.maskgit imports maskimg.networks.wrapper",
 }
 CIRCLES = {"maskimg.pipeline -> maskimg.drawing.edits -> maskimg.pipeline"}
 LONG_MODULES = {
-    "maskimg.data.codes",
-    "maskimg.evaluation.evaluate",
-    "maskimg.evaluation.quality",
     "maskimg.maskgit",
     "maskimg.pipeline",
     "maskimg.sampling",
@@ -59,7 +55,6 @@ LONG_MODULES = {
     "maskimg_apps.demo.drawing",
 }
 LONG_FUNCTIONS = {
-    "maskimg.cli.training:encode",
     "maskimg.maskgit:__init__",
     "maskimg.maskgit:generate",
     "maskimg.sampling:sample_steps",
@@ -75,7 +70,6 @@ LONG_FUNCTIONS = {
     "maskimg_apps.demo.tabs.train:train_tab",
 }
 MANY_PARAMETERS = {
-    "maskimg.data.codes:encode_pictures",
     "maskimg.maskgit:__init__",
     "maskimg.maskgit:generate",
     "maskimg.pipeline:__init__",

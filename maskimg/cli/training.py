@@ -97,6 +97,60 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
 
 
 def encode(parser: Parser, arguments: list[str]) -> None:
+    given, out = _parse_encoding(parser, arguments)
+    import time
+
+    from maskimg import distributed
+    from maskimg.data.codes import encode_pictures, require_same_codes
+    from maskimg.data.crops import Crops, Versions
+    from maskimg.data.pictures import list_pictures, read_pictures
+    from maskimg.data.source_pictures import kind_of, read_sources
+    from maskimg.hardware import pick_device
+    from maskimg.pipeline import locate_model
+    from maskimg.training.folder import source_codes, working_directory
+    from maskimg.training.loop.alone import working_in
+    from vqgan import Tokenizer
+    from vqgan.writing import require_replaceable
+
+    if given.source:
+        require_replaceable(source_codes(out))
+
+    def read_tokenizer(name: str) -> Tokenizer:
+        return Tokenizer.from_pretrained(locate_model(name)).to(pick_device(given.device))
+
+    tokenizer = read_tokenizer(given.tokenizer)
+    _check_encoding(given, tokenizer.stride)
+    views = Versions(given.versions, given.flip)
+    size = given.size
+    if given.crops is not None:
+        views = Crops(given.size, given.crops, given.flips)
+        size = views.source_size
+    work = working_directory(out)
+    listing = list_pictures(given.folder, leave_out=(out, work))
+    options: dict[str, Any] = {"progress": progress_bar(), "max_bad": given.max_bad, "max_pixels": max_pixels(given)}
+    if distributed.is_first():
+        say_left_out(listing)
+    with working_in(work, active=distributed.is_first()):
+        with distributed.first_goes_ahead():
+            pictures = read_pictures(listing, size, work / "pictures", **options)
+        if distributed.is_first():
+            say_bad(work / "pictures" / "bad.txt")
+        require_same_codes(out, tokenizer, pictures)
+        started = time.perf_counter()
+        cache = encode_pictures(tokenizer, pictures, out, views=views, progress=progress_bar())
+        rate = len(cache.names) / (time.perf_counter() - started)
+        if given.source:
+            with distributed.first_goes_ahead():
+                _, sources = read_sources(given.source, pictures, work, **options)
+            other = read_tokenizer(given.source_tokenizer) if given.source_tokenizer else tokenizer
+            kind = kind_of(given.source)
+            encode_pictures(other, sources, source_codes(out), views=views, kind=kind, progress=progress_bar())
+    versions, count, h, w = cache.codes.shape
+    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
+
+
+def _parse_encoding(parser: Parser, arguments: list[str]) -> tuple[Namespace, Path]:
+    """The arguments of `encode`, and where the codes go."""
     parser.add_argument("folder", type=str, help=SOURCE)
     parser.add_argument("tokenizer", type=str, help="tokenizer or model: bundled name, directory or hub")
     parser.add_argument("--out", type=str, required=True, help="directory to write the codes to")
@@ -113,60 +167,16 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     reads = {"FOLDER": given.folder, "TOKENIZER": given.tokenizer}
     reads |= {"the source": given.source, "the source's tokenizer": given.source_tokenizer}
-    out = out_directory(given.out, reads, working=True)
-    import time
+    return given, out_directory(given.out, reads, working=True)
 
-    from maskimg import distributed
-    from maskimg.data.codes import encode_pictures, require_same_codes
-    from maskimg.data.crops import Crops
-    from maskimg.data.pictures import list_pictures, read_pictures
-    from maskimg.data.source_pictures import kind_of, read_sources
-    from maskimg.hardware import pick_device
-    from maskimg.pipeline import locate_model
-    from maskimg.training.folder import source_codes, working_directory
-    from maskimg.training.loop.alone import working_in
-    from vqgan import Tokenizer
-    from vqgan.writing import require_replaceable
 
-    if given.source:
-        require_replaceable(source_codes(out))
-    tokenizer = Tokenizer.from_pretrained(locate_model(given.tokenizer)).to(pick_device(given.device))
-    if given.size < 1 or given.size % tokenizer.stride or given.versions < 1:
-        raise Refused(f"--size must be a multiple of the tokenizer's stride {tokenizer.stride}, --versions 1 or more")
+def _check_encoding(given: Namespace, stride: int) -> None:
+    if given.size < 1 or given.size % stride or given.versions < 1:
+        raise Refused(f"--size must be a multiple of the tokenizer's stride {stride}, --versions 1 or more")
     if given.source_tokenizer and not given.source:
         raise Refused("--source-tokenizer goes with --source")
     if given.flips and given.crops is None:
         raise Refused("--flips goes with --crops; with --versions, give --flip")
-    crops = Crops(given.size, given.crops, given.flips) if given.crops is not None else None
-    listing = list_pictures(given.folder, leave_out=(out, working_directory(out)))
-    limits: dict[str, Any] = {"max_bad": given.max_bad, "max_pixels": max_pixels(given)}
-    if distributed.is_first():
-        say_left_out(listing)
-    size = crops.source_size if crops else given.size
-    work, kept = working_directory(out), working_directory(out) / "pictures"
-    with working_in(work, active=distributed.is_first()):
-        with distributed.first_goes_ahead():
-            pictures = read_pictures(listing, size, kept, progress=progress_bar(), **limits)
-        if distributed.is_first():
-            say_bad(kept / "bad.txt")
-        require_same_codes(out, tokenizer, pictures)
-        started = time.perf_counter()
-        cache = encode_pictures(
-            tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=progress_bar()
-        )
-        rate = len(cache.names) / (time.perf_counter() - started)
-        if given.source:
-            with distributed.first_goes_ahead():
-                _, sources = read_sources(given.source, pictures, work, progress=progress_bar(), **limits)
-            other = tokenizer
-            if given.source_tokenizer:
-                other = Tokenizer.from_pretrained(locate_model(given.source_tokenizer)).to(pick_device(given.device))
-            encode_pictures(
-                other, sources, source_codes(out), versions=given.versions, flip=given.flip, crops=crops,
-                kind=kind_of(given.source), progress=progress_bar(),
-            )  # fmt: skip
-    versions, count, h, w = cache.codes.shape
-    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
 
 
 def train_generator(parser: Parser, arguments: list[str]) -> None:

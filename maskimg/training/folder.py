@@ -16,6 +16,7 @@ from PIL import Image
 from maskimg import distributed
 from maskimg.data import pictures as reading
 from maskimg.data.codes import PICTURE, CodeCache, encode_pictures, read_codes
+from maskimg.data.crops import Versions
 from maskimg.data.listing import require_training
 from maskimg.data.pictures import Listing, Pictures
 from maskimg.data.source_pictures import both, kind_of, read_sources
@@ -353,7 +354,7 @@ def encode_stage(
     if distributed.of_first(_finished(state, key) is not None and files.is_whole(directory)):
         return read_codes(directory)
     cache = encode_pictures(
-        tokenizer, pictures, directory, versions=plan.versions, flip=plan.flip, kind=kind, progress=progress
+        tokenizer, pictures, directory, views=Versions(plan.versions, plan.flip), kind=kind, progress=progress
     )
     if distributed.is_first():
         state.mkdir(exist_ok=True)

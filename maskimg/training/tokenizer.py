@@ -12,7 +12,7 @@ from tqdm import tqdm
 from maskimg import distributed
 from maskimg.data.pictures import Pictures, move
 from maskimg.evaluation.charts import usage_chart
-from maskimg.evaluation.evaluate import train_judge
+from maskimg.evaluation.judge import train_judge
 from maskimg.evaluation.metrics import codebook_warning, monochrome_warning
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.noise import Chance, Source, rand

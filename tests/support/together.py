@@ -18,6 +18,7 @@ from tiny import NETWORK, TOKENIZER
 
 from maskimg import distributed
 from maskimg.data import codes as coding
+from maskimg.data.crops import Versions
 from maskimg.maskgit import MaskGit
 from maskimg.training.generator import GeneratorTraining, train_critic, train_generator
 from maskimg.training.loop import run, update
@@ -70,7 +71,7 @@ def encode(directory: Path) -> None:
 
     batch, coding.BATCH, coding._encoded = coding.BATCH, 5, noted
     try:
-        coding.encode_pictures(tokenizer, tiny_pictures(), directory / "codes", versions=2, flip=True)
+        coding.encode_pictures(tokenizer, tiny_pictures(), directory / "codes", views=Versions(2, flip=True))
     finally:
         coding.BATCH, coding._encoded = batch, alone
     (directory / f"encoded-{distributed.rank()}").write_text(str(sizes))

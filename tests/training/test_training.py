@@ -13,6 +13,7 @@ from tiny import LABELS, NETWORK, TOKENIZER
 from torch import nn
 
 from maskimg.data.codes import CodeCache, encode_pictures
+from maskimg.data.crops import Versions
 from maskimg.data.pictures import Pictures
 from maskimg.evaluation.metrics import code_usage
 from maskimg.maskgit import MaskGit
@@ -514,7 +515,7 @@ def digits(tmp_path_factory) -> tuple[float, CodeCache]:
     )
     unseen = normalize(pictures.part(held_out=True).pixels)
     closeness = psnr(tokenizer.decode(tokenizer.encode(unseen)), unseen).mean().item()
-    return closeness, encode_pictures(tokenizer, pictures, folder / "codes", versions=1)
+    return closeness, encode_pictures(tokenizer, pictures, folder / "codes", views=Versions(1))
 
 
 def test_a_tokenizer_learns_digits(digits):
