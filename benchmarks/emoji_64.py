@@ -31,7 +31,8 @@ from maskimg.evaluation.tokenizer_report import evaluate_tokenizer
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler, describe
 from maskimg.training.loop.run import Budget
-from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from maskimg.training.settings import TokenizerTraining
+from maskimg.training.tokenizer import train_tokenizer
 from vqgan import Tokenizer, TokenizerConfig, files
 from vqgan.images import normalize, paired_sheet, sheet, to_pil
 

@@ -258,7 +258,7 @@ def _pictures_to_measure(given: Namespace, size: int, stride: int) -> Any:
 
     from maskimg.data.listing import subset
     from maskimg.data.pictures import list_pictures, read_pictures
-    from maskimg.training.folder import usual_side
+    from maskimg.training.plan import usual_side
 
     listing = list_pictures(given.folder)
     say_left_out(listing)

@@ -45,15 +45,10 @@ def train(parser: Parser, arguments: list[str]) -> None:
         listing,
         plan,
         given.out,
-        device=given.device,
-        dtype=given.dtype,
+        _session(given),
         max_bad=given.max_bad,
         max_pixels=max_pixels(given),
         about={"licence": given.licence} if given.licence else None,
-        track=given.track,
-        progress=progress_bar(),
-        shard=given.shard,
-        allow_data_change=given.allow_data_change,
     )
     if not distributed.is_first():
         return
@@ -72,23 +67,20 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
     given, plan, listing = _parse_plan(parser, arguments, out="tokenizer directory to write")
     from maskimg import distributed
     from maskimg.data.pictures import read_pictures
-    from maskimg.training.folder import tokenizer_stage, working_directory
-    from maskimg.training.loop.alone import working_in
+    from maskimg.training.folder import working_directory
+    from maskimg.training.stages import tokenizer_stage
 
     work = working_directory(Path(given.out))
     _allow_tf32(given.dtype)
-    with working_in(work, active=distributed.is_first()):
+    with _session(given).working_in(work) as session:
         _say_plan(listing, plan, work)
         kept = work / "pictures"
         with distributed.first_goes_ahead():
             pictures = read_pictures(
                 listing, plan.size, kept,
-                max_bad=given.max_bad, max_pixels=max_pixels(given), progress=progress_bar(),
+                max_bad=given.max_bad, max_pixels=max_pixels(given), progress=session.counted("pictures"),
             )  # fmt: skip
-        tokenizer = tokenizer_stage(
-            pictures, plan, work / "tokenizer",
-            track=given.track, device=given.device, dtype=given.dtype, allow_data_change=given.allow_data_change,
-        )  # fmt: skip
+        tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", session)
         if not distributed.is_first():
             return
         say_bad(kept / "bad.txt")
@@ -108,7 +100,7 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     from maskimg.hardware import pick_device
     from maskimg.pipeline import locate_model
     from maskimg.training.folder import source_codes, working_directory
-    from maskimg.training.loop.alone import working_in
+    from maskimg.training.loop.session import Session
     from vqgan import Tokenizer
     from vqgan.writing import require_replaceable
 
@@ -127,24 +119,25 @@ def encode(parser: Parser, arguments: list[str]) -> None:
         size = views.source_size
     work = working_directory(out)
     listing = list_pictures(given.folder, leave_out=(out, work))
-    options: dict[str, Any] = {"progress": progress_bar(), "max_bad": given.max_bad, "max_pixels": max_pixels(given)}
+    options: dict[str, Any] = {"max_bad": given.max_bad, "max_pixels": max_pixels(given)}
     if distributed.is_first():
         say_left_out(listing)
-    with working_in(work, active=distributed.is_first()):
+    with Session(given.device, progress=progress_bar()).working_in(work) as session:
+        options["progress"] = session.counted("pictures")
         with distributed.first_goes_ahead():
             pictures = read_pictures(listing, size, work / "pictures", **options)
         if distributed.is_first():
             say_bad(work / "pictures" / "bad.txt")
         require_same_codes(out, tokenizer, pictures)
         started = time.perf_counter()
-        cache = encode_pictures(tokenizer, pictures, out, views=views, progress=progress_bar())
+        cache = encode_pictures(tokenizer, pictures, out, views=views, progress=session.counted("codes"))
         rate = len(cache.names) / (time.perf_counter() - started)
         if given.source:
             with distributed.first_goes_ahead():
                 _, sources = read_sources(given.source, pictures, work, **options)
             other = read_tokenizer(given.source_tokenizer) if given.source_tokenizer else tokenizer
-            kind = kind_of(given.source)
-            encode_pictures(other, sources, source_codes(out), views=views, kind=kind, progress=progress_bar())
+            place, kind = source_codes(out), kind_of(given.source)
+            encode_pictures(other, sources, place, views=views, kind=kind, progress=session.counted("codes"))
     versions, count, h, w = cache.codes.shape
     print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
 
@@ -187,8 +180,8 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     from maskimg.data.codes import read_codes, require_tokenizer
     from maskimg.data.sources import text
     from maskimg.pipeline import locate_model
-    from maskimg.training.folder import generator_stage, source_codes, working_directory
-    from maskimg.training.loop.alone import working_in
+    from maskimg.training.folder import source_codes, working_directory
+    from maskimg.training.stages import generator_stage
     from vqgan import Tokenizer
 
     out = Path(given.out)
@@ -204,12 +197,8 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     elif plan.source:
         raise Refused(f"`{given.codes}` holds no sources: give `--source` to `maskimg encode` as well")
     work = working_directory(out)
-    with working_in(work, active=distributed.is_first()):
-        pipeline = generator_stage(
-            cache, tokenizer, plan, work, source_tokenizer=other,
-            track=given.track, device=given.device, dtype=given.dtype, shard=given.shard,
-            allow_data_change=given.allow_data_change,
-        )  # fmt: skip
+    with _session(given).working_in(work) as session:
+        pipeline = generator_stage(cache, tokenizer, plan, work, source_tokenizer=other, session=session)
         if not distributed.is_first():
             return
         pipeline.about.update({"name": text(out.name), "data": {"pictures": cache.codes.shape[1]}})
@@ -224,7 +213,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     """
     import dataclasses
 
-    from maskimg.training.folder import PRESETS, Plan, plan_for
+    from maskimg.training.plan import PRESETS, Plan, plan_for
     from maskimg.training.tracking.trackers import check_tracker
 
     _add_options(parser, out=out, codes=codes)
@@ -248,7 +237,8 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     else:
         from maskimg.data.listing import require_training
         from maskimg.data.pictures import list_pictures
-        from maskimg.training.folder import usual_side, working_directory
+        from maskimg.training.folder import working_directory
+        from maskimg.training.plan import usual_side
 
         written = Path(given.out)
         found = require_training(list_pictures(given.folder, leave_out=(written, working_directory(written))))
@@ -301,6 +291,20 @@ def _add_options(parser: Parser, *, out: str, codes: bool) -> None:
         "--shard", action="store_true", help="split the generator over torchrun's processes (FSDP2), not only the batch"
     )
     group.add_argument("--track", type=str, help="tensorboard, trackio or wandb: figures and pictures there, too")
+
+
+def _session(given: Namespace) -> Any:
+    """Under which circumstances the training runs."""
+    from maskimg.training.loop.session import Session
+
+    return Session(
+        given.device,
+        given.dtype,
+        shard=given.shard,
+        track=given.track,
+        allow_data_change=given.allow_data_change,
+        progress=progress_bar(),
+    )
 
 
 def _say_plan(listing: Any, plan: Any, work: Path) -> None:

@@ -17,9 +17,10 @@ from maskimg.data.codes import encode_pictures, read_codes
 from maskimg.data.crops import Versions
 from maskimg.evaluation.card import amend
 from maskimg.pipeline import Pipeline
-from maskimg.training.folder import Plan, encode_stage
 from maskimg.training.loop.alone import only_trainer, working_in
 from maskimg.training.loop.checkpoints import Checkpoints, TrainingError
+from maskimg.training.plan import Plan
+from maskimg.training.stages import encode_stage
 from vqgan import Tokenizer, files, writing
 
 

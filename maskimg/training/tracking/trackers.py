@@ -76,7 +76,7 @@ def check_tracker(name: str | None) -> None:
 def open_tracker(
     name: str | None,
     directory: Path,
-    describe: str,
+    stage: str,
     config: dict[str, Any],
     say: Callable[[str], None] = print,
 ) -> Tracking | None:
@@ -91,7 +91,7 @@ def open_tracker(
         return None
     check_tracker(name)
     project = directory.resolve().parent.name.removesuffix(".training") or "maskimg"
-    run_name = f"{describe}-{_identifier(directory)}"
+    run_name = f"{stage}-{_identifier(directory)}"
     makers = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
     try:
         return Tracking(name, makers[name](directory, project, run_name, config), say)

@@ -18,7 +18,7 @@ ABOVE = 0.1  # share by which a loss may stand, or swing, above its best
 SPIKE = 5.0  # times the usual gradient norm
 
 
-def look_back(directory: Path, rate: float, *, loss: str = "loss") -> Iterator[str]:
+def health_warnings(directory: Path, rate: float, *, loss: str = "loss") -> Iterator[str]:
     """The warnings that the log in a run's directory calls for, if any.
 
     Args:
