@@ -99,13 +99,13 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     from maskimg.data.source_pictures import kind_of, read_sources
     from maskimg.hardware import pick_device
     from maskimg.pipeline import locate_model
-    from maskimg.training.folder import source_codes, working_directory
+    from maskimg.training.folder import input_codes, working_directory
     from maskimg.training.loop.session import Session
     from vqgan import Tokenizer
     from vqgan.writing import require_replaceable
 
     if given.source:
-        require_replaceable(source_codes(out))
+        require_replaceable(input_codes(out))
 
     def read_tokenizer(name: str) -> Tokenizer:
         return Tokenizer.from_pretrained(locate_model(name)).to(pick_device(given.device))
@@ -134,10 +134,10 @@ def encode(parser: Parser, arguments: list[str]) -> None:
         rate = len(cache.names) / (time.perf_counter() - started)
         if given.source:
             with distributed.first_goes_ahead():
-                _, sources = read_sources(given.source, pictures, work, **options)
+                _, inputs = read_sources(given.source, pictures, work, **options)
             other = read_tokenizer(given.source_tokenizer) if given.source_tokenizer else tokenizer
-            place, kind = source_codes(out), kind_of(given.source)
-            encode_pictures(other, sources, place, views=views, kind=kind, progress=session.counted("codes"))
+            place, kind = input_codes(out), kind_of(given.source)
+            encode_pictures(other, inputs, place, views=views, kind=kind, progress=session.counted("codes"))
     versions, count, h, w = cache.codes.shape
     print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
 
@@ -180,7 +180,7 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     from maskimg.data.codes import read_codes, require_tokenizer
     from maskimg.data.sources import text
     from maskimg.pipeline import locate_model
-    from maskimg.training.folder import source_codes, working_directory
+    from maskimg.training.folder import input_codes, working_directory
     from maskimg.training.stages import generator_stage
     from vqgan import Tokenizer
 
@@ -189,11 +189,11 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     tokenizer = Tokenizer.from_pretrained(locate_model(given.tokenizer_directory))
     require_tokenizer(cache, tokenizer)
     other = None
-    if source_codes(Path(given.codes)).is_dir():
-        cache = cache.drawn_from(read_codes(source_codes(Path(given.codes))))
+    if input_codes(Path(given.codes)).is_dir():
+        cache = cache.translated_from(read_codes(input_codes(Path(given.codes))))
         if plan.source_tokenizer:
             other = Tokenizer.from_pretrained(locate_model(plan.source_tokenizer))
-        require_tokenizer(cache.source, other or tokenizer)
+        require_tokenizer(cache.inputs, other or tokenizer)
     elif plan.source:
         raise Refused(f"`{given.codes}` holds no sources: give `--source` to `maskimg encode` as well")
     work = working_directory(out)
@@ -257,9 +257,9 @@ def _reads(given: Namespace, codes: bool) -> dict[str, str | None]:
     reads = {"the source": given.source, "the source's tokenizer": given.source_tokenizer}
     if not codes:
         return {"FOLDER": given.folder, **reads}
-    from maskimg.training.folder import source_codes
+    from maskimg.training.folder import input_codes
 
-    given_codes = source_codes(Path(given.codes))
+    given_codes = input_codes(Path(given.codes))
     return {"CODES": given.codes, "CODES.source": str(given_codes), "TOKENIZER": given.tokenizer_directory, **reads}
 
 

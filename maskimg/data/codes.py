@@ -32,7 +32,7 @@ DTYPES = ("uint8", "uint16", "uint32")  # of stored codes, the narrowest that ho
 SIGNED = {torch.uint8: torch.uint8, torch.uint16: torch.int16, torch.uint32: torch.int32}  # of the same width
 RESIDENT_SHARE = 0.25  # of a GPU's free memory that codes may fill
 BATCH = 256  # pictures encoded at a time
-PICTURE = "picture"  # name of the source that is another picture
+PICTURE = "picture"  # name of the context that is an input picture
 
 
 class Grids:
@@ -99,8 +99,8 @@ class CodeCache:
         captions: a list for each picture; empty where no picture has any.
         tokenizer: fingerprint of the tokenizer; empty where it is not known.
         words: the captions as a generator reads them, from `with_words` on.
-        source: the codes of the pictures that these are to be drawn from, view by view; None where there are none.
-        kind: of sources, how they were made: `grey`, `edges`, `lowres` or `folder`; empty of others.
+        inputs: the codes of the input pictures that are to be translated into these, view by view, if there are any.
+        kind: of input pictures, how they were made: `grey`, `edges`, `lowres` or `folder`; empty of others.
     """
 
     codes: torch.Tensor | Grids
@@ -113,7 +113,7 @@ class CodeCache:
     captions: list[list[str]] = dataclasses.field(default_factory=list)
     tokenizer: str = ""
     words: Captions | None = None
-    source: "CodeCache | None" = None
+    inputs: "CodeCache | None" = None
     kind: str = ""
 
     @property
@@ -136,19 +136,19 @@ class CodeCache:
             names=[self.names[i] for i in rows],
             captions=[self.captions[i] for i in rows] if self.captions else [],
             words=self.words and Captions(self.words.context, self.words.first[chosen], self.words.count[chosen]),
-            source=self.source and self.source.part(held_out),
+            inputs=self.inputs and self.inputs.part(held_out),
         )
 
-    def drawn_from(self, source: "CodeCache") -> "CodeCache":
-        """With the codes of the pictures that these are to be drawn from.
+    def translated_from(self, inputs: "CodeCache") -> "CodeCache":
+        """With the codes of the input pictures that are to be translated into these.
 
         Raises:
             DataError: they are not those of the same pictures, view by view.
         """
-        if source.names != self.names or source.codes.shape[:2] != self.codes.shape[:2]:
+        if inputs.names != self.names or inputs.codes.shape[:2] != self.codes.shape[:2]:
             raise DataError("the sources are not those of these pictures: run `maskimg encode` again")
-        fingerprint = hashlib.sha256(f"{self.fingerprint} from {source.fingerprint}".encode()).hexdigest()
-        return dataclasses.replace(self, source=source, fingerprint=fingerprint)
+        fingerprint = hashlib.sha256(f"{self.fingerprint} from {inputs.fingerprint}".encode()).hexdigest()
+        return dataclasses.replace(self, inputs=inputs, fingerprint=fingerprint)
 
     def with_words(self, words: Words, directory: Path, *, progress: Any = None) -> "CodeCache":
         """With its captions read by `words`; features of a frozen encoder are kept in `directory`."""
@@ -158,7 +158,7 @@ class CodeCache:
         return dataclasses.replace(self, words=Captions(context, count.cumsum(0) - count, count))
 
     def condition(self, rows: torch.Tensor, version: torch.Tensor | int = 0, generator: Source = None) -> Condition:
-        """What pictures `rows` (p,) are to be drawn from, in these views: labels, a caption each, and their sources.
+        """What pictures `rows` (p,) are drawn from, in these views: labels, a caption and an input picture each.
 
         Args:
             generator: which of several captions; the first if not given.
@@ -167,8 +167,8 @@ class CodeCache:
         if self.words is not None:
             u = torch.zeros(len(rows)) if generator is None else rand(generator, "caption", (len(rows),))
             contexts[WORDS] = self.words.drawn(rows, u)
-        if self.source is not None:
-            codes = self.source.codes[version, rows].flatten(1)
+        if self.inputs is not None:
+            codes = self.inputs.codes[version, rows].flatten(1)
             contexts[PICTURE] = Context(codes, torch.ones_like(codes, dtype=torch.bool))
         return Condition(self.labels[rows] if self.fields else None, tuple(self.fields), contexts)
 
@@ -180,7 +180,7 @@ class CodeCache:
         if needed > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
             return self
         return dataclasses.replace(
-            self, codes=self.codes.to(device), source=self.source and self.source.resident(device)
+            self, codes=self.codes.to(device), inputs=self.inputs and self.inputs.resident(device)
         )
 
 
@@ -200,7 +200,7 @@ def encode_pictures(
 
     Args:
         views: what is encoded of each picture.
-        kind: of sources, how they were made.
+        kind: of input pictures, how they were made.
         progress: wraps the iteration, such as `tqdm`.
     """
     about = {

@@ -154,10 +154,10 @@ def draw_samples(
     count: int = 32,
 ) -> torch.Tensor:
     """Samples (count, 3, H, W), always the same seeds: one label of the first field after the other; or, where there
-    are captions or sources, those of pictures in `cache`.
+    are captions or input pictures, those of pictures in `cache`.
     """
     condition = None
-    if cache is not None and len(cache.labels) and (cache.words or cache.source):
+    if cache is not None and len(cache.labels) and (cache.words or cache.inputs):
         condition = cache.condition(torch.arange(count) % len(cache.labels)).to(model.device)
     elif model.net.label_sizes:
         condition = torch.tensor(model.net.label_sizes).repeat(count, 1)

@@ -64,8 +64,8 @@ def train_folder(
         writing.require_replaceable(out)
     work, started = working_directory(out), time.perf_counter()
     with session.working_in(work) as session:
-        pictures, sources = _read(listing, plan, work, session, max_bad, max_pixels)
-        pipeline, cache = _train(pictures, sources, plan, work, session)
+        pictures, inputs = _read(listing, plan, work, session, max_bad, max_pixels)
+        pipeline, cache = _train(pictures, inputs, plan, work, session)
         if distributed.is_first():
             held_out = int(pictures.held_out.sum())
             data = {"folder": text(listing.source.name), "pictures": len(pictures.names), "held_out": held_out}
@@ -104,7 +104,7 @@ def require_possible(listing: Listing, plan: Plan, session: Session) -> None:
 def _read(
     listing: Listing, plan: Plan, work: Path, session: Session, max_bad: float, max_pixels: int
 ) -> tuple[Pictures, Pictures | None]:
-    """The pictures, and those that they are to be translated from, if any."""
+    """The pictures, and the input pictures that are to be translated into them, if any."""
     progress = session.counted("pictures")
     with distributed.first_goes_ahead():
         pictures = reading.read_pictures(
@@ -116,16 +116,16 @@ def _read(
 
 
 def _train(
-    pictures: Pictures, sources: Pictures | None, plan: Plan, work: Path, session: Session
+    pictures: Pictures, inputs: Pictures | None, plan: Plan, work: Path, session: Session
 ) -> tuple[Pipeline, CodeCache]:
     """All stages, one after the other."""
     other = Tokenizer.from_pretrained(plan.source_tokenizer) if plan.source_tokenizer else None
-    learnt_from = pictures if sources is None or other else both(pictures, sources)
+    learnt_from = pictures if inputs is None or other else both(pictures, inputs)
     tokenizer = tokenizer_stage(learnt_from, plan, work / "tokenizer", session)
     cache = encode_stage(tokenizer, pictures, plan, work / "codes", session=session)
-    if sources is not None:
-        kind, place = kind_of(plan.source), source_codes(work / "codes")
-        cache = cache.drawn_from(encode_stage(other or tokenizer, sources, plan, place, kind=kind, session=session))
+    if inputs is not None:
+        kind, place = kind_of(plan.source), input_codes(work / "codes")
+        cache = cache.translated_from(encode_stage(other or tokenizer, inputs, plan, place, kind=kind, session=session))
     return generator_stage(cache, tokenizer, plan, work, source_tokenizer=other, session=session), cache
 
 
@@ -181,8 +181,8 @@ def check_memorisation(
     return report
 
 
-def source_codes(codes: Path) -> Path:
-    """Where the codes of the sources of those in `codes` live."""
+def input_codes(codes: Path) -> Path:
+    """Where the codes of the input pictures live that are to be translated into those in `codes`."""
     return codes.with_name(f"{codes.name}.source")
 
 

@@ -99,8 +99,8 @@ def generator_stage(
     if words is not None:
         cache = cache.with_words(words, work)
         contexts.append(words.source)
-    if cache.source is not None:
-        contexts.append(SourceConfig(PICTURE, cache.source.vocab_size, grid=cache.source.grid, over=True))
+    if cache.inputs is not None:
+        contexts.append(SourceConfig(PICTURE, cache.inputs.vocab_size, grid=cache.inputs.grid, over=True))
     config = TransformerConfig(cache.vocab_size, cache.grid, cache.label_sizes, **size, sources=tuple(contexts))
     training = plan.generator_training
     generator, run = train_generator(
@@ -122,7 +122,7 @@ def generator_stage(
         words=words,
         source_tokenizer=source_tokenizer,
         recipe=plan.recipe,
-        about={"source": cache.source.kind} if cache.source else None,
+        about={"source": cache.inputs.kind} if cache.inputs else None,
         device=session.device,
         dtype=session.dtype,
     )

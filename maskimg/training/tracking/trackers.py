@@ -80,7 +80,7 @@ def open_tracker(
     config: dict[str, Any],
     say: Callable[[str], None] = print,
 ) -> Tracking | None:
-    """The tracker `name` for the run in `directory`; None for no name. `say` is told if it fails later on.
+    """The tracker `name` for the run in `directory`; None for no name. `say` is called if it fails later on.
 
     A run that is continued goes on under its own name, which is kept in the file `tracker-id`.
 
