@@ -33,7 +33,7 @@ from tqdm import tqdm
 from maskimg.data.pictures import list_pictures, move, read_pictures
 from maskimg.drawing.edits import generation
 from maskimg.drawing.request import Request
-from maskimg.evaluation.evaluate import Classifier, Judge
+from maskimg.evaluation.judge import Classifier, Judge
 from maskimg.evaluation.metrics import frechet_distance
 from maskimg.hardware import autocast, pick_dtype
 from maskimg.pipeline import Pipeline

@@ -17,7 +17,7 @@ import torch
 
 from maskimg import MaskGit
 from maskimg.conditions import from_source
-from maskimg.data.codes import paired_batches
+from maskimg.data.datasets import paired_batches
 from maskimg.hardware import pick_device
 from maskimg.networks.context_encoder import SourceConfig
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig

@@ -24,13 +24,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskimg.data.pictures import Pictures, list_pictures, read_pictures
-from maskimg.evaluation.evaluate import Judge, evaluate_tokenizer, kept_judge
+from maskimg.evaluation.judge import Judge, kept_judge
 from maskimg.evaluation.metrics import frechet_distance, nearest
 from maskimg.evaluation.outside import NotMeasured
+from maskimg.evaluation.tokenizer_report import evaluate_tokenizer
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler, describe
 from maskimg.training.loop.run import Budget
-from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from maskimg.training.settings import TokenizerTraining
+from maskimg.training.tokenizer import train_tokenizer
 from vqgan import Tokenizer, TokenizerConfig, files
 from vqgan.images import normalize, paired_sheet, sheet, to_pil
 

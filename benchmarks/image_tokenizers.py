@@ -37,13 +37,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskimg.data.pictures import Pictures, list_pictures, read_pictures
-from maskimg.evaluation.evaluate import Judge, code_usage, frechet_distance, psnr, train_judge
+from maskimg.evaluation.judge import Judge, train_judge
+from maskimg.evaluation.metrics import code_usage, frechet_distance
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.training.folder import working_directory
 from maskimg.training.loop.run import Budget, batch_indices
-from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from maskimg.training.settings import TokenizerTraining
+from maskimg.training.tokenizer import train_tokenizer
 from vqgan import Tokenizer, TokenizerConfig
 from vqgan.images import normalize, paired_sheet, to_pil, to_tensor
+from vqgan.similarity import psnr
 
 RESULTS = Path(__file__).parent / "results"
 DATA = ("emoji-64", "flowers-64", "fashion-mnist")

@@ -45,17 +45,19 @@ from tqdm import tqdm
 
 from maskimg.data.codes import CodeCache
 from maskimg.data.pictures import Pictures, list_pictures, read_pictures
-from maskimg.evaluation.evaluate import Judge, kept_judge
+from maskimg.evaluation.judge import Judge, kept_judge
 from maskimg.evaluation.metrics import frechet_distance
 from maskimg.evaluation.outside import NotMeasured
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.sampler import Sampler
-from maskimg.training.folder import Plan, encode_stage, plan_for, tokenizer_stage, usual_side
 from maskimg.training.generator import train_generator
 from maskimg.training.loop import run as training_run
 from maskimg.training.loop.run import Budget, batch_indices, learning_rate_scale
+from maskimg.training.loop.session import Session
+from maskimg.training.plan import Plan, plan_for, usual_side
+from maskimg.training.stages import encode_stage, tokenizer_stage
 from vqgan import Tokenizer
 from vqgan.images import normalize, sheet, to_pil, to_uint8
 
@@ -131,7 +133,7 @@ def prepare(
     )
     pictures = read_pictures(listing, plan.size, work / "pictures", progress=tqdm)
     tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer")
-    codes = encode_stage(tokenizer, few(pictures, count), plan, work / "codes", progress=tqdm)
+    codes = encode_stage(tokenizer, few(pictures, count), plan, work / "codes", session=Session(progress=tqdm))
     codes = dataclasses.replace(codes, fields={}, labels=codes.labels[:, :0])
     judge = kept_judge(work / "judge", pictures, judge_steps, progress=tqdm)
     if isinstance(judge, NotMeasured):

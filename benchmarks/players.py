@@ -22,9 +22,10 @@ from maskimg.maskgit import MaskGit
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
-from maskimg.training.generator import GeneratorTraining, _optimizers
+from maskimg.training.generator import make_optimizers
 from maskimg.training.loop.run import Budget, Ema, Run
 from maskimg.training.loop.update import Update
+from maskimg.training.settings import GeneratorTraining
 from vqgan import Tokenizer, TokenizerConfig
 
 
@@ -274,8 +275,8 @@ def training_run(batch: int, model: nn.Module) -> Callable[[torch.Tensor], None]
 
 def _updates(model: nn.Module, training: GeneratorTraining) -> Update:
     """Ours, of a run that is never saved."""
-    run = Run(tempfile.mkdtemp(), Budget(steps=1), describe="generator", identity={})
-    return Update(run, model, _optimizers(model, model.net.config, training, muon=True))
+    run = Run(tempfile.mkdtemp(), Budget(steps=1), stage="generator", identity={})
+    return Update(run, model, make_optimizers(model, model.net.config, training, muon=True))
 
 
 adamw = functools.partial(torch_optimizer, functools.partial(torch.optim.AdamW, fused=True), 0.0)

@@ -26,8 +26,10 @@ from maskimg.data.codes import CodeCache
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
-from maskimg.training.generator import GeneratorTraining, _optimizers, train_generator
+from maskimg.training.generator import make_optimizers, train_generator
 from maskimg.training.loop.run import Budget, Run
+from maskimg.training.loop.session import Session
+from maskimg.training.settings import GeneratorTraining
 
 
 class Enough(Exception):
@@ -78,7 +80,7 @@ def bare_steps(
     where = pick_device(device)
     number_format = pick_dtype(dtype, where)
     model = MaskGit(MaskedTransformer(config)).to(where).train()
-    optimizers = _optimizers(model, config, training, muon=training.muon)
+    optimizers = make_optimizers(model, config, training, muon=training.muon)
 
     def run(steps: int) -> None:
         for step in range(steps):
@@ -130,7 +132,7 @@ def whole_and_bare(
             # Not worth compiling for, as the bare step is not; evaluations come with its tenths.
             budget = Budget(steps=1000)
             with contextlib.suppress(Enough):
-                train_generator(cache, config, training, budget, directory, device=device, dtype=dtype)
+                train_generator(cache, config, training, budget, directory, session=Session(device, dtype))
     finally:
         Run.seed_torch = seed
     return Times(*torch.stack(times).unbind(-1))

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from maskimg.data.pictures import list_pictures, read_pictures
 from maskimg.data.source_pictures import read_sources
-from maskimg.evaluation.evaluate import train_judge
+from maskimg.evaluation.judge import train_judge
 from maskimg.evaluation.metrics import frechet_distance
 from maskimg.pipeline import Pipeline
 from vqgan.images import normalize, sheet, to_pil

@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from maskimg.conditions import Condition as Condition
     from maskimg.conditions import from_source as from_source
-    from maskimg.data.codes import MaskedTokenDataset as MaskedTokenDataset
-    from maskimg.data.codes import paired_batches as paired_batches
+    from maskimg.data.datasets import MaskedTokenDataset as MaskedTokenDataset
+    from maskimg.data.datasets import paired_batches as paired_batches
     from maskimg.drawing.edits import Edit as Edit
     from maskimg.drawing.request import Request as Request
     from maskimg.drawing.runner import Progress as Progress
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from maskimg.values import PromptWarning as PromptWarning
 
 _HOMES = {
-    "MaskedTokenDataset": "data.codes",
-    "paired_batches": "data.codes",
+    "MaskedTokenDataset": "data.datasets",
+    "paired_batches": "data.datasets",
     "Condition": "conditions",
     "from_source": "conditions",
     "Losses": "maskgit",

@@ -1,6 +1,6 @@
 """The training that the page runs: `maskimg train` in a process of its own, which outlives a reload of the page.
 
-What is shown of it is read from what it prints and from MODEL.training, as a person at a terminal would.
+What is shown of it is read from MODEL.training: status.json tells how far it is, the logs hold its curves.
 """
 
 import dataclasses
@@ -12,33 +12,31 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from maskimg.data.listing import require_training
 from maskimg.data.pictures import list_pictures
 from maskimg.data.sources import DataError
-from maskimg.training.folder import PRESETS, plan_for, working_directory
+from maskimg.training.folder import working_directory
+from maskimg.training.plan import PRESETS, plan_for
 from maskimg.training.tracking.logs import read_log
+from maskimg.training.tracking.status import NAME as STATUS
+from maskimg.training.tracking.status import Status, read_status, without_repetitions
 from maskimg.training.tracking.view import in_words
 from vqgan import files
 from vqgan.files import ModelError
 
 BEGUN, PRINTED, UPLOADS = "begun.json", "printed.txt", "upload"  # in MODEL.training
 STAGES = ("tokenizer", "generator", "critic")
-# What else is counted on the way, and the stage it belongs to.
-PHASES = {"reading pictures": "pictures", "classifier": "tokenizer", "encoding": "codes", "reading captions": "codes"}
-STEP = re.compile(
-    r"(\w+) step (\d+), ([\d.]+)/s, ([\d.]+) min left"
-)  # as `maskimg.training.tracking.view.Line` writes it
-SHARE = re.compile(r"([a-z ]+):\s+(\d+)%\|")  # as tqdm does
-TAIL = 2**13  # bytes of what it printed that are looked at
+TAIL = 2**12  # bytes of what it printed that its last line is looked for in
 PATIENCE = 120  # seconds that a checkpoint may take when the page is closed
 MOST_MINUTES = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class TrainingRequest:
     """What a person asked for; `pictures` and `upload` are paths or empty."""
 
     name: str
@@ -49,8 +47,8 @@ class Order:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """How far the training is.
+class Snapshot:
+    """How far the training is, as the page shows it.
 
     Attributes:
         state: idle, running, stopping, stopped, failed or done.
@@ -79,8 +77,9 @@ class Trainer:
 
     def __init__(self, folder: Path, *, device: str = "auto", dtype: str = "auto"):
         self.folder, self.device, self.dtype = folder.expanduser().absolute(), device, dtype
-        self.order: Order | None = None
+        self.request: TrainingRequest | None = None
         self.process: subprocess.Popen | None = None
+        self.started = 0.0
         self.stopping = False
         self.lock = threading.Lock()
 
@@ -97,7 +96,7 @@ class Trainer:
             )
         return self.folder / name
 
-    def start(self, order: Order) -> None:
+    def start(self, request: TrainingRequest) -> None:
         """Begin a training, or go on with the one of that name.
 
         Raises:
@@ -105,20 +104,23 @@ class Trainer:
         """
         with self.lock:
             if self.process is not None and self.process.poll() is None:
-                raise ValueError(f"`{self.order.name if self.order else ''}` is being trained: stop it first, or wait")
-            out = self.out(order.name)
-            if not 0 < order.minutes <= MOST_MINUTES:
-                raise ValueError(f"minutes must be more than 0 and at most {MOST_MINUTES:,}, got {order.minutes:g}")
-            if order.preset not in ("auto", *PRESETS):
-                raise ValueError(f"preset must be auto, {' or '.join(PRESETS)}, got `{order.preset}`")
+                raise ValueError(
+                    f"`{self.request.name if self.request else ''}` is being trained: stop it first, or wait"
+                )
+            out = self.out(request.name)
+            if not 0 < request.minutes <= MOST_MINUTES:
+                raise ValueError(f"minutes must be more than 0 and at most {MOST_MINUTES:,}, got {request.minutes:g}")
+            if request.preset not in ("auto", *PRESETS):
+                raise ValueError(f"preset must be auto, {' or '.join(PRESETS)}, got `{request.preset}`")
             try:
-                pictures = self._pictures(order, out)
+                pictures = self._pictures(request, out)
                 printed = (working_directory(out) / PRINTED).open("wb")
             except OSError as error:
                 raise ValueError(f"`{self.folder}` cannot be written to ({error.strerror or error})") from error
+            self.started = time.time()
             with printed:
                 self.process = subprocess.Popen(
-                    self._command(order, pictures, out),
+                    self._command(request, pictures, out),
                     stdin=subprocess.DEVNULL,
                     stdout=printed,
                     stderr=subprocess.STDOUT,
@@ -126,7 +128,7 @@ class Trainer:
                     env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"},
                     start_new_session=True,  # Ctrl-C is for the page, which then stops it
                 )
-            self.order, self.stopping = order, False
+            self.request, self.stopping = request, False
 
     def stop(self) -> None:
         """Ask it to write a checkpoint and to end."""
@@ -146,69 +148,71 @@ class Trainer:
             self.process.kill()
             self.process.wait()
 
-    def look(self) -> Look:
-        if self.order is None or self.process is None:
-            return Look()
+    def snapshot(self) -> Snapshot:
+        """How far it is at this moment."""
+        if self.request is None or self.process is None:
+            return Snapshot()
         code = self.process.poll()
-        work = working_directory(self.folder / self.order.name)
-        lines = _last_lines(work / PRINTED)
-        state = ("stopping" if self.stopping else "running") if code is None else _ending(code, lines)
-        stage, share, left = _progress(lines, _budgets(self.order))
-        stage = "generator" if state == "done" else stage
+        work = working_directory(self.folder / self.request.name)
+        status = read_status(work / STATUS)
+        current = status if status and status.started >= self.started else Status()  # not of an earlier training
+        state = ("stopping" if self.stopping else "running") if code is None else _ending(code, current)
+        stage, share, left = _progress(current, _budgets(self.request))
+        stage = "generator" if state == "done" else stage or _last_stage(work)
         losses = read_log(work / stage / "log.jsonl").series("loss")[1] if stage in STAGES else []
         loss = [f"loss {losses[-1]:.3f}"] if losses else []
         time_left = [f"about {in_words(left)} left"] if left else []
         words = {
-            "running": " · ".join([_now(lines), *loss, *time_left]),
+            "running": " · ".join([_activity(current), *loss, *time_left]),
             "stopping": "stopping: a checkpoint is being written",
             "stopped": "stopped: Start goes on from there",
-            "done": f"trained: {self.order.name}",
+            "done": f"trained: {self.request.name}",
         }
-        return Look(
+        return Snapshot(
             state,
-            self.order.name,
-            words.get(state) or _fault(code or 0, lines, work / PRINTED),
+            self.request.name,
+            words.get(state) or _fault(code or 0, current, work / PRINTED),
             stage,
             1.0 if state == "done" else share,
             tuple(losses),
-            tuple(_warnings(work)),
+            status.warnings if status else tuple(_logged_warnings(work)),
             tuple(_sheets(work)),
         )
 
-    def _command(self, order: Order, pictures: Path, out: Path) -> list[str]:
+    def _command(self, request: TrainingRequest, pictures: Path, out: Path) -> list[str]:
         command = [sys.executable, "-m", "maskimg", "train", str(pictures), "--out", str(out)]
-        command += ["--preset", order.preset, "--minutes", f"{order.minutes:g}"]
+        command += ["--preset", request.preset, "--minutes", f"{request.minutes:g}"]
         return [*command, "--device", self.device, "--dtype", self.dtype]
 
-    def _pictures(self, order: Order, out: Path) -> Path:
+    def _pictures(self, request: TrainingRequest, out: Path) -> Path:
         """What to train on; noted in MODEL.training, so that the name stays with these pictures."""
         work = working_directory(out)
         before = _begun(work)
-        if order.pictures and order.upload:
+        if request.pictures and request.upload:
             raise ValueError("give a folder or an upload, not both")
-        if not order.pictures and not order.upload:
+        if not request.pictures and not request.upload:
             if "pictures" not in before:
                 raise ValueError("there are no pictures: type the path of a folder, or upload a .zip of them")
             return Path(before["pictures"])
 
-        if order.upload:
-            pictures = work / UPLOADS / Path(order.upload).name
-            mark = files.checksum(Path(order.upload))
+        if request.upload:
+            pictures = work / UPLOADS / Path(request.upload).name
+            mark = files.checksum(Path(request.upload))
         else:
-            pictures = Path(order.pictures).expanduser().absolute()
+            pictures = Path(request.pictures).expanduser().absolute()
             mark = hashlib.sha256(os.fsencode(pictures.resolve())).hexdigest()
         if before.get("mark") != mark and (out.exists() or (work / "tokenizer").exists()):
             raise ValueError(
-                f"the name `{order.name}` is taken by another model, or by other pictures: choose a new one"
+                f"the name `{request.name}` is taken by another model, or by other pictures: choose a new one"
             )
         try:
-            require_training(list_pictures(order.upload or pictures, leave_out=(out, work)))
+            require_training(list_pictures(request.upload or pictures, leave_out=(out, work)))
         except DataError as error:
-            raise DataError(str(error).replace(order.upload or "\0", Path(order.upload).name)) from error
+            raise DataError(str(error).replace(request.upload or "\0", Path(request.upload).name)) from error
         work.mkdir(parents=True, exist_ok=True)
-        if order.upload:
+        if request.upload:
             pictures.parent.mkdir(exist_ok=True)
-            shutil.copyfile(order.upload, pictures)
+            shutil.copyfile(request.upload, pictures)
         files.write_json(work / BEGUN, {"pictures": str(pictures), "mark": mark})
         return pictures
 
@@ -220,58 +224,45 @@ def _begun(work: Path) -> dict[str, Any]:
         return {}
 
 
-def _last_lines(path: Path) -> list[str]:
-    """The end of what was printed, a line for each time that a bar was drawn."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return []
-    return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-
-
-def _budgets(order: Order) -> dict[str, float]:
+def _budgets(request: TrainingRequest) -> dict[str, float]:
     """Seconds of each stage, as `maskimg train` shares them out."""
-    plan = plan_for(1, 1, preset=order.preset, minutes=order.minutes)
+    plan = plan_for(1, 1, preset=request.preset, minutes=request.minutes)
     budgets = (plan.tokenizer_budget, plan.generator_budget, plan.critic_budget)
     return {stage: 60 * (budget.minutes or 0.0) for stage, budget in zip(STAGES, budgets, strict=True)}
 
 
-def _progress(lines: list[str], budgets: dict[str, float]) -> tuple[str, float, float]:
+def _progress(status: Status, budgets: dict[str, float]) -> tuple[str, float, float]:
     """The stage, the share of the whole that is done, and the seconds that are left, 0 if that is not known."""
     whole = sum(budgets.values())
-    for line in reversed(lines):
-        if (step := STEP.search(line)) and step[1] in budgets:
-            place = STAGES.index(step[1])
-            left = min(60 * float(step[4]), budgets[step[1]]) + sum(budgets[later] for later in STAGES[place + 1 :])
-            return step[1], 1 - left / whole, left
-        if (share := SHARE.search(line)) and share[1].strip() in PHASES:
-            stage = PHASES[share[1].strip()]
-            return stage, budgets["tokenizer"] / whole if stage == "codes" else 0.0, 0.0
-    return "", 0.0, 0.0
+    if status.activity in budgets:
+        place = STAGES.index(status.activity)
+        budget = budgets[status.activity]
+        left = (1 - status.share) * budget if status.seconds_left is None else min(status.seconds_left, budget)
+        left += sum(budgets[later] for later in STAGES[place + 1 :])
+        return status.stage, 1 - left / whole, left
+    return status.stage, budgets["tokenizer"] / whole if status.stage == "codes" else 0.0, 0.0
 
 
-def _now(lines: list[str]) -> str:
+def _activity(status: Status) -> str:
     """What it is doing, in a few words."""
-    for line in reversed(lines):
-        if step := STEP.search(line):
-            return f"{step[1]}, step {int(step[2]):,}" if float(step[4]) else f"{step[1]}, finishing"
-        if (share := SHARE.search(line)) and share[1].strip() in PHASES:
-            return f"{share[1].strip()}, {share[2]} %"
-    return "starting"
+    if status.activity in STAGES:
+        return f"{status.activity}, step {status.step:,}" if status.share < 1 else f"{status.activity}, finishing"
+    return f"{status.activity}, {status.share:.0%}".replace("%", " %") if status.activity else "starting"
 
 
-def _ending(code: int, lines: list[str]) -> str:
+def _ending(code: int, status: Status) -> str:
     if code == 0:
-        return "done" if any(line.startswith("done: ") for line in lines) else "stopped"
+        return "done" if status.state == "done" else "stopped"
     return "stopped" if code in (-signal.SIGTERM, 130) else "failed"  # before it could listen; by a second Ctrl-C
 
 
-def _fault(code: int, lines: list[str], printed: Path) -> str:
+def _fault(code: int, status: Status, printed: Path) -> str:
     """Why it ended, in a sentence: its own, if it said one."""
-    if lines and lines[-1].startswith("maskimg: "):
-        return lines[-1].removeprefix("maskimg: ")
+    if status.message:
+        return status.message
+    last = _last_line(printed)
+    if last.startswith("maskimg: "):  # it was refused before it began
+        return last.removeprefix("maskimg: ")
     if code == -9:
         return (
             "the training was killed, as systems do that run out of memory: give it a smaller preset, then Start again"
@@ -279,11 +270,24 @@ def _fault(code: int, lines: list[str], printed: Path) -> str:
     return f"the training ended unexpectedly (exit code {code}): what it said last is in `{printed}`"
 
 
-def _warnings(work: Path) -> list[str]:
-    """Those that the stages have logged; of those that differ in their figures only, the last."""
+def _last_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def _last_stage(work: Path) -> str:
+    """The last stage that has logged anything: what is known of a training without a status."""
+    return next((stage for stage in reversed(STAGES) if (work / stage / "log.jsonl").is_file()), "")
+
+
+def _logged_warnings(work: Path) -> list[str]:
     logs = [read_log(work / stage / "log.jsonl") for stage in STAGES]
-    found = [str(line["warning"]) for log in logs for line in log.lines if "warning" in line]
-    return list({re.sub(r"[\d.,]+", "", warning.partition(":")[0]): warning for warning in found}.values())
+    return without_repetitions([str(line["warning"]) for log in logs for line in log.lines if "warning" in line])
 
 
 def _sheets(work: Path) -> list[tuple[str, Path]]:

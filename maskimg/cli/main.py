@@ -206,7 +206,7 @@ def overview() -> str:
 
 
 def _is_stop(error: Exception) -> bool:
-    from maskimg.training.folder import Stopped
+    from maskimg.training.loop.errors import Stopped
 
     return isinstance(error, Stopped)
 

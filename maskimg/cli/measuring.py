@@ -62,8 +62,9 @@ def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
 
     from tqdm import tqdm
 
-    from maskimg.evaluation.evaluate import describe, evaluate_tokenizer, judge_for, reconstruction_sheet
+    from maskimg.evaluation.judge import judge_for
     from maskimg.evaluation.outside import load_inception, load_lpips
+    from maskimg.evaluation.tokenizer_report import evaluate_tokenizer, reconstruction_sheet, summary
     from maskimg.hardware import pick_device
     from maskimg.outputs import write_figures, write_png
     from maskimg.recipe import mark
@@ -81,7 +82,7 @@ def eval_tokenizer(parser: Parser, arguments: list[str]) -> None:
         progress=tqdm,
     )
     kind = "held-out " if report.held_out else ""
-    print(f"{report.pictures} {kind}pictures of {report.size[1]}x{report.size[0]} pixels\n\n{describe(report)}")
+    print(f"{report.pictures} {kind}pictures of {report.size[1]}x{report.size[0]} pixels\n\n{summary(report)}")
     if figures:
         write_figures(dataclasses.asdict(report), "eval-tokenizer", figures, force=given.force)
     if sheet:
@@ -107,8 +108,9 @@ def eval(parser: Parser, arguments: list[str]) -> None:
     from tqdm import tqdm
 
     from maskimg.evaluation import quality
-    from maskimg.evaluation.evaluate import judge_for
+    from maskimg.evaluation.judge import judge_for
     from maskimg.evaluation.outside import load_inception
+    from maskimg.evaluation.sample_report import summary
     from maskimg.outputs import write_figures, write_png
     from maskimg.recipe import mark
 
@@ -125,7 +127,7 @@ def eval(parser: Parser, arguments: list[str]) -> None:
     report, nearest = quality.measure_samples(
         pipeline, samples, reference, inception=load_inception(pipeline.device), progress=tqdm
     )
-    print(quality.describe(report))
+    print(summary(report))
     if figures:
         write_figures(dataclasses.asdict(report), "eval", figures, force=given.force)
     if page:
@@ -161,7 +163,7 @@ def tune(parser: Parser, arguments: list[str]) -> None:
     from maskimg.evaluation import quality
     from maskimg.evaluation import tune as tuning
     from maskimg.evaluation.card import amend, weights_in
-    from maskimg.evaluation.evaluate import kept_judge
+    from maskimg.evaluation.judge import kept_judge
     from maskimg.outputs import require_free, write_png
     from maskimg.recipe import mark
     from maskimg.training.loop.alone import working_in
@@ -247,7 +249,7 @@ def _write_quality(given: Namespace, report: Any, command: str) -> None:
     import dataclasses
 
     from maskimg.evaluation.card import amend
-    from maskimg.evaluation.quality import markdown
+    from maskimg.evaluation.sample_report import markdown
 
     def change(about: dict[str, Any]) -> None:
         figures = {"command": command, "date": _today(), **dataclasses.asdict(report)}
@@ -279,7 +281,7 @@ def _pictures_to_measure(given: Namespace, size: int, stride: int) -> Any:
 
     from maskimg.data.listing import subset
     from maskimg.data.pictures import list_pictures, read_pictures
-    from maskimg.training.folder import usual_side
+    from maskimg.training.plan import usual_side
 
     listing = list_pictures(given.folder)
     say_left_out(listing)

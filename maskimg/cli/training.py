@@ -34,15 +34,10 @@ def train(parser: Parser, arguments: list[str]) -> None:
         listing,
         plan,
         given.out,
-        device=given.device,
-        dtype=given.dtype,
+        _session(given),
         max_bad=given.max_bad,
         max_pixels=max_pixels(given),
         about={"licence": given.licence} if given.licence else None,
-        track=given.track,
-        progress=progress_bar(),
-        shard=given.shard,
-        allow_data_change=given.allow_data_change,
     )
     if not distributed.is_first():
         return
@@ -61,23 +56,20 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
     given, plan, listing = _parse_plan(parser, arguments, out="tokenizer directory to write")
     from maskimg import distributed
     from maskimg.data.pictures import read_pictures
-    from maskimg.training.folder import tokenizer_stage, working_directory
-    from maskimg.training.loop.alone import working_in
+    from maskimg.training.folder import working_directory
+    from maskimg.training.stages import tokenizer_stage
 
     work = working_directory(Path(given.out))
     _allow_tf32(given.dtype)
-    with working_in(work, active=distributed.is_first()):
+    with _session(given).working_in(work) as session:
         _say_plan(listing, plan, work)
         kept = work / "pictures"
         with distributed.first_goes_ahead():
             pictures = read_pictures(
                 listing, plan.size, kept,
-                max_bad=given.max_bad, max_pixels=max_pixels(given), progress=progress_bar(),
+                max_bad=given.max_bad, max_pixels=max_pixels(given), progress=session.counted("pictures"),
             )  # fmt: skip
-        tokenizer = tokenizer_stage(
-            pictures, plan, work / "tokenizer",
-            track=given.track, device=given.device, dtype=given.dtype, allow_data_change=given.allow_data_change,
-        )  # fmt: skip
+        tokenizer = tokenizer_stage(pictures, plan, work / "tokenizer", session)
         if not distributed.is_first():
             return
         say_bad(kept / "bad.txt")
@@ -86,6 +78,61 @@ def train_tokenizer(parser: Parser, arguments: list[str]) -> None:
 
 
 def encode(parser: Parser, arguments: list[str]) -> None:
+    given, out = _parse_encoding(parser, arguments)
+    import time
+
+    from maskimg import distributed
+    from maskimg.data.codes import encode_pictures, require_same_codes
+    from maskimg.data.crops import Crops, Versions
+    from maskimg.data.pictures import list_pictures, read_pictures
+    from maskimg.data.source_pictures import kind_of, read_sources
+    from maskimg.drawing.model_files import locate_model
+    from maskimg.hardware import pick_device
+    from maskimg.training.folder import input_codes, working_directory
+    from maskimg.training.loop.session import Session
+    from vqgan import Tokenizer
+    from vqgan.writing import require_replaceable
+
+    if given.source:
+        require_replaceable(input_codes(out))
+
+    def read_tokenizer(name: str) -> Tokenizer:
+        return Tokenizer.from_pretrained(locate_model(name)).to(pick_device(given.device))
+
+    tokenizer = read_tokenizer(given.tokenizer)
+    _check_encoding(given, tokenizer.stride)
+    views = Versions(given.versions, given.flip)
+    size = given.size
+    if given.crops is not None:
+        views = Crops(given.size, given.crops, given.flips)
+        size = views.source_size
+    work = working_directory(out)
+    listing = list_pictures(given.folder, leave_out=(out, work))
+    options: dict[str, Any] = {"max_bad": given.max_bad, "max_pixels": max_pixels(given)}
+    if distributed.is_first():
+        say_left_out(listing)
+    with Session(given.device, progress=progress_bar()).working_in(work) as session:
+        options["progress"] = session.counted("pictures")
+        with distributed.first_goes_ahead():
+            pictures = read_pictures(listing, size, work / "pictures", **options)
+        if distributed.is_first():
+            say_bad(work / "pictures" / "bad.txt")
+        require_same_codes(out, tokenizer, pictures)
+        started = time.perf_counter()
+        cache = encode_pictures(tokenizer, pictures, out, views=views, progress=session.counted("codes"))
+        rate = len(cache.names) / (time.perf_counter() - started)
+        if given.source:
+            with distributed.first_goes_ahead():
+                _, inputs = read_sources(given.source, pictures, work, **options)
+            other = read_tokenizer(given.source_tokenizer) if given.source_tokenizer else tokenizer
+            place, kind = input_codes(out), kind_of(given.source)
+            encode_pictures(other, inputs, place, views=views, kind=kind, progress=session.counted("codes"))
+    versions, count, h, w = cache.codes.shape
+    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
+
+
+def _parse_encoding(parser: Parser, arguments: list[str]) -> tuple[Namespace, Path]:
+    """The arguments of `encode`, and where the codes go."""
     parser.add_argument("folder", type=str, help=SOURCE)
     parser.add_argument("tokenizer", type=str, help="tokenizer or model: bundled name, directory or hub")
     parser.add_argument("--out", type=str, required=True, help="directory to write the codes to")
@@ -102,60 +149,16 @@ def encode(parser: Parser, arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     reads = {"FOLDER": given.folder, "TOKENIZER": given.tokenizer}
     reads |= {"the source": given.source, "the source's tokenizer": given.source_tokenizer}
-    out = out_directory(given.out, reads, working=True)
-    import time
+    return given, out_directory(given.out, reads, working=True)
 
-    from maskimg import distributed
-    from maskimg.data.codes import encode_pictures, require_same_codes
-    from maskimg.data.crops import Crops
-    from maskimg.data.pictures import list_pictures, read_pictures
-    from maskimg.data.source_pictures import kind_of, read_sources
-    from maskimg.drawing.model_files import locate_model
-    from maskimg.hardware import pick_device
-    from maskimg.training.folder import source_codes, working_directory
-    from maskimg.training.loop.alone import working_in
-    from vqgan import Tokenizer
-    from vqgan.writing import require_replaceable
 
-    if given.source:
-        require_replaceable(source_codes(out))
-    tokenizer = Tokenizer.from_pretrained(locate_model(given.tokenizer)).to(pick_device(given.device))
-    if given.size < 1 or given.size % tokenizer.stride or given.versions < 1:
-        raise Refused(f"--size must be a multiple of the tokenizer's stride {tokenizer.stride}, --versions 1 or more")
+def _check_encoding(given: Namespace, stride: int) -> None:
+    if given.size < 1 or given.size % stride or given.versions < 1:
+        raise Refused(f"--size must be a multiple of the tokenizer's stride {stride}, --versions 1 or more")
     if given.source_tokenizer and not given.source:
         raise Refused("--source-tokenizer goes with --source")
     if given.flips and given.crops is None:
         raise Refused("--flips goes with --crops; with --versions, give --flip")
-    crops = Crops(given.size, given.crops, given.flips) if given.crops is not None else None
-    listing = list_pictures(given.folder, leave_out=(out, working_directory(out)))
-    limits: dict[str, Any] = {"max_bad": given.max_bad, "max_pixels": max_pixels(given)}
-    if distributed.is_first():
-        say_left_out(listing)
-    size = crops.source_size if crops else given.size
-    work, kept = working_directory(out), working_directory(out) / "pictures"
-    with working_in(work, active=distributed.is_first()):
-        with distributed.first_goes_ahead():
-            pictures = read_pictures(listing, size, kept, progress=progress_bar(), **limits)
-        if distributed.is_first():
-            say_bad(kept / "bad.txt")
-        require_same_codes(out, tokenizer, pictures)
-        started = time.perf_counter()
-        cache = encode_pictures(
-            tokenizer, pictures, out, versions=given.versions, flip=given.flip, crops=crops, progress=progress_bar()
-        )
-        rate = len(cache.names) / (time.perf_counter() - started)
-        if given.source:
-            with distributed.first_goes_ahead():
-                _, sources = read_sources(given.source, pictures, work, progress=progress_bar(), **limits)
-            other = tokenizer
-            if given.source_tokenizer:
-                other = Tokenizer.from_pretrained(locate_model(given.source_tokenizer)).to(pick_device(given.device))
-            encode_pictures(
-                other, sources, source_codes(out), versions=given.versions, flip=given.flip, crops=crops,
-                kind=kind_of(given.source), progress=progress_bar(),
-            )  # fmt: skip
-    versions, count, h, w = cache.codes.shape
-    print(f"done: {count} pictures, {versions} versions each, {h}x{w} codes; {rate:,.0f} pictures/s")
 
 
 def train_generator(parser: Parser, arguments: list[str]) -> None:
@@ -168,8 +171,8 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     from maskimg.data.codes import read_codes, require_tokenizer
     from maskimg.data.sources import text
     from maskimg.drawing.model_files import locate_model
-    from maskimg.training.folder import generator_stage, source_codes, working_directory
-    from maskimg.training.loop.alone import working_in
+    from maskimg.training.folder import input_codes, working_directory
+    from maskimg.training.stages import generator_stage
     from vqgan import Tokenizer
 
     out = Path(given.out)
@@ -177,20 +180,16 @@ def train_generator(parser: Parser, arguments: list[str]) -> None:
     tokenizer = Tokenizer.from_pretrained(locate_model(given.tokenizer_directory))
     require_tokenizer(cache, tokenizer)
     other = None
-    if source_codes(Path(given.codes)).is_dir():
-        cache = cache.drawn_from(read_codes(source_codes(Path(given.codes))))
+    if input_codes(Path(given.codes)).is_dir():
+        cache = cache.translated_from(read_codes(input_codes(Path(given.codes))))
         if plan.source_tokenizer:
             other = Tokenizer.from_pretrained(locate_model(plan.source_tokenizer))
-        require_tokenizer(cache.source, other or tokenizer)
+        require_tokenizer(cache.inputs, other or tokenizer)
     elif plan.source:
         raise Refused(f"`{given.codes}` holds no input pictures: give `--source` to `maskimg encode` as well")
     work = working_directory(out)
-    with working_in(work, active=distributed.is_first()):
-        pipeline = generator_stage(
-            cache, tokenizer, plan, work, source_tokenizer=other,
-            track=given.track, device=given.device, dtype=given.dtype, shard=given.shard,
-            allow_data_change=given.allow_data_change,
-        )  # fmt: skip
+    with _session(given).working_in(work) as session:
+        pipeline = generator_stage(cache, tokenizer, plan, work, source_tokenizer=other, session=session)
         if not distributed.is_first():
             return
         pipeline.about.update({"name": text(out.name), "data": {"pictures": cache.codes.shape[1]}})
@@ -205,7 +204,7 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     """
     import dataclasses
 
-    from maskimg.training.folder import PRESETS, Plan, plan_for
+    from maskimg.training.plan import PRESETS, Plan, plan_for
     from maskimg.training.tracking.trackers import check_tracker
 
     _add_options(parser, out=out, codes=codes)
@@ -230,7 +229,8 @@ def _parse_plan(parser: Parser, arguments: list[str], *, out: str, codes: bool =
     else:
         from maskimg.data.listing import require_training
         from maskimg.data.pictures import list_pictures
-        from maskimg.training.folder import usual_side, working_directory
+        from maskimg.training.folder import working_directory
+        from maskimg.training.plan import usual_side
 
         written = Path(given.out)
         found = require_training(list_pictures(given.folder, leave_out=(written, working_directory(written))))
@@ -249,9 +249,9 @@ def _reads(given: Namespace, codes: bool) -> dict[str, str | None]:
     reads = {"the source": given.source, "the source's tokenizer": given.source_tokenizer}
     if not codes:
         return {"FOLDER": given.folder, **reads}
-    from maskimg.training.folder import source_codes
+    from maskimg.training.folder import input_codes
 
-    given_codes = source_codes(Path(given.codes))
+    given_codes = input_codes(Path(given.codes))
     return {"CODES": given.codes, "CODES.source": str(given_codes), "TOKENIZER": given.tokenizer_directory, **reads}
 
 
@@ -287,6 +287,20 @@ def _add_options(parser: Parser, *, out: str, codes: bool) -> None:
         help="under torchrun, split the generator's weights over the processes (FSDP2) instead of copying them (DDP)",
     )
     group.add_argument("--track", type=str, help="also log to tensorboard, trackio or wandb")
+
+
+def _session(given: Namespace) -> Any:
+    """Under which circumstances the training runs."""
+    from maskimg.training.loop.session import Session
+
+    return Session(
+        given.device,
+        given.dtype,
+        shard=given.shard,
+        track=given.track,
+        allow_data_change=given.allow_data_change,
+        progress=progress_bar(),
+    )
 
 
 def _say_plan(listing: Any, plan: Any, work: Path) -> None:

@@ -1,4 +1,4 @@
-"""Codes to train on: pictures encoded once into a memory-mapped file, and datasets of code grids or windows.
+"""Codes to train on: pictures encoded once into a memory-mapped file.
 
 Shapes: k views of each picture, n pictures, h w tokens, f label fields.
 """
@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils.data import Dataset
 
 from maskimg import distributed
 from maskimg.conditions import Condition, Context
-from maskimg.data.crops import Crops
-from maskimg.data.pictures import Pictures, move
+from maskimg.data.crops import Crops, Versions
+from maskimg.data.pictures import Pictures
 from maskimg.data.sources import DataError
 from maskimg.networks.words import NAME as WORDS
 from maskimg.networks.words import Words, encode_captions
@@ -33,7 +32,7 @@ DTYPES = ("uint8", "uint16", "uint32")  # of stored codes, the narrowest that ho
 SIGNED = {torch.uint8: torch.uint8, torch.uint16: torch.int16, torch.uint32: torch.int32}  # of the same width
 RESIDENT_SHARE = 0.25  # of a GPU's free memory that codes may fill
 BATCH = 256  # pictures encoded at a time
-PICTURE = "picture"  # name of the source that is another picture
+PICTURE = "picture"  # name of the context that is an input picture
 
 
 class Grids:
@@ -100,8 +99,8 @@ class CodeCache:
         captions: a list for each picture; empty where no picture has any.
         tokenizer: fingerprint of the tokenizer; empty where it is not known.
         words: the captions as a generator reads them, from `with_words` on.
-        source: the codes of the pictures that these are to be drawn from, view by view; None where there are none.
-        kind: of sources, how they were made: `grey`, `edges`, `lowres` or `folder`; empty of others.
+        inputs: the codes of the input pictures that are to be translated into these, view by view, if there are any.
+        kind: of input pictures, how they were made: `grey`, `edges`, `lowres` or `folder`; empty of others.
     """
 
     codes: torch.Tensor | Grids
@@ -114,7 +113,7 @@ class CodeCache:
     captions: list[list[str]] = dataclasses.field(default_factory=list)
     tokenizer: str = ""
     words: Captions | None = None
-    source: "CodeCache | None" = None
+    inputs: "CodeCache | None" = None
     kind: str = ""
 
     @property
@@ -137,19 +136,19 @@ class CodeCache:
             names=[self.names[i] for i in rows],
             captions=[self.captions[i] for i in rows] if self.captions else [],
             words=self.words and Captions(self.words.context, self.words.first[chosen], self.words.count[chosen]),
-            source=self.source and self.source.part(held_out),
+            inputs=self.inputs and self.inputs.part(held_out),
         )
 
-    def drawn_from(self, source: "CodeCache") -> "CodeCache":
-        """With the codes of the pictures that these are to be drawn from.
+    def translated_from(self, inputs: "CodeCache") -> "CodeCache":
+        """With the codes of the input pictures that are to be translated into these.
 
         Raises:
             DataError: they are not those of the same pictures, view by view.
         """
-        if source.names != self.names or source.codes.shape[:2] != self.codes.shape[:2]:
+        if inputs.names != self.names or inputs.codes.shape[:2] != self.codes.shape[:2]:
             raise DataError("the sources are not those of these pictures: run `maskimg encode` again")
-        fingerprint = hashlib.sha256(f"{self.fingerprint} from {source.fingerprint}".encode()).hexdigest()
-        return dataclasses.replace(self, source=source, fingerprint=fingerprint)
+        fingerprint = hashlib.sha256(f"{self.fingerprint} from {inputs.fingerprint}".encode()).hexdigest()
+        return dataclasses.replace(self, inputs=inputs, fingerprint=fingerprint)
 
     def with_words(self, words: Words, directory: Path, *, progress: Any = None) -> "CodeCache":
         """With its captions read by `words`; features of a frozen encoder are kept in `directory`."""
@@ -159,7 +158,7 @@ class CodeCache:
         return dataclasses.replace(self, words=Captions(context, count.cumsum(0) - count, count))
 
     def condition(self, rows: torch.Tensor, version: torch.Tensor | int = 0, generator: Source = None) -> Condition:
-        """What pictures `rows` (p,) are to be drawn from, in these views: labels, a caption each, and their sources.
+        """What pictures `rows` (p,) are drawn from, in these views: labels, a caption and an input picture each.
 
         Args:
             generator: which of several captions; the first if not given.
@@ -168,8 +167,8 @@ class CodeCache:
         if self.words is not None:
             u = torch.zeros(len(rows)) if generator is None else rand(generator, "caption", (len(rows),))
             contexts[WORDS] = self.words.drawn(rows, u)
-        if self.source is not None:
-            codes = self.source.codes[version, rows].flatten(1)
+        if self.inputs is not None:
+            codes = self.inputs.codes[version, rows].flatten(1)
             contexts[PICTURE] = Context(codes, torch.ones_like(codes, dtype=torch.bool))
         return Condition(self.labels[rows] if self.fields else None, tuple(self.fields), contexts)
 
@@ -181,7 +180,7 @@ class CodeCache:
         if needed > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
             return self
         return dataclasses.replace(
-            self, codes=self.codes.to(device), source=self.source and self.source.resident(device)
+            self, codes=self.codes.to(device), inputs=self.inputs and self.inputs.resident(device)
         )
 
 
@@ -190,9 +189,7 @@ def encode_pictures(
     pictures: Pictures,
     directory: str | Path,
     *,
-    versions: int = 4,
-    flip: bool = False,
-    crops: Crops | None = None,
+    views: Versions | Crops = Versions(),  # noqa: B008 (frozen)
     kind: str = "",
     seed: int = 0,
     progress=None,
@@ -202,16 +199,14 @@ def encode_pictures(
     Several processes (`ranks`) share the pictures; the first writes what all have encoded.
 
     Args:
-        versions: 1 keeps the pictures as they are; each further version moves them by up to a sixteenth of the side.
-        flip: mirror every second version. Leave it off where left and right mean something, as in writing.
-        crops: these views instead of versions and flip.
-        kind: of sources, how they were made.
+        views: what is encoded of each picture.
+        kind: of input pictures, how they were made.
         progress: wraps the iteration, such as `tqdm`.
     """
     about = {
         "pictures": pictures.fingerprint,
         "tokenizer": fingerprint_of(tokenizer),
-        "views": dataclasses.asdict(crops) if crops else {"versions": versions, "flip": flip},
+        "views": dataclasses.asdict(views),
         "seed": seed,
     } | ({"kind": kind} if kind else {})
     fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -230,7 +225,7 @@ def encode_pictures(
         """The codes (k, b, h, w) of a batch."""
         places = batches[number]
         pixels = pictures.pixels[places]
-        shown = crops(pixels, places, seed) if crops else _versions(pixels, versions, flip, seed, number)
+        shown = views(pixels, places if isinstance(views, Crops) else number, seed)
         return np.stack([_encoded(tokenizer, images).numpy() for images in shown])
 
     results = distributed.shared_out(encoded, len(batches) if len(order) else 0)
@@ -357,14 +352,6 @@ def fingerprint_of(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def _versions(pixels: torch.Tensor, count: int, flip: bool, seed: int, batch: int) -> Iterator[torch.Tensor]:
-    """The pictures as they are, then moved a little, every second time mirrored where that is asked for."""
-    generator = torch.Generator().manual_seed((seed << 32) + batch)
-    for version in range(count):
-        moved = pixels if version == 0 else move(pixels, pixels.shape[-1] // 16, generator)
-        yield moved.flip(-1) if flip and version % 2 else moved
-
-
 def _encoded(tokenizer: Tokenizer, pixels: torch.Tensor) -> torch.Tensor:
     device = next(tokenizer.parameters()).device
     return tokenizer.encode(normalize(pixels.to(device))).cpu()
@@ -390,78 +377,3 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise files.ModelError(f"`{path}` cannot be read ({error})") from error
-
-
-class MaskedTokenDataset(Dataset):
-    """Complete sequences of exactly `max_seq_len` codes, int64; masking is the model's work.
-
-    A flat corpus (m,) gives windows from random starts, every one of which can occur; the index is ignored and the
-    randomness is torch's own, which differs between the workers of a DataLoader. Grids (n, h, w) or rows (n, L) give
-    item i whole, in raster order, never straddling two pictures.
-
-    Args:
-        data: integer codes of any dtype, as a tensor, array or memory map; read window by window.
-        max_seq_len: codes per sequence.
-        vocab_size: if given, codes must lie in [0, vocab_size), so MASK (= vocab_size) cannot be among them.
-
-    Raises:
-        DataError: a wrong shape, too few codes, or codes outside the vocabulary.
-    """
-
-    def __init__(self, data: torch.Tensor | np.ndarray, max_seq_len: int, *, vocab_size: int | None = None):
-        if isinstance(data, torch.Tensor):
-            integers = not (data.is_floating_point() or data.is_complex() or data.dtype == torch.bool)
-        else:
-            integers = data.dtype.kind in "iu"
-        if not integers:
-            raise DataError(f"codes must be integers, got {data.dtype}")
-        if not len(data):
-            raise DataError("there are no codes to train on")
-        if data.ndim == 1 and len(data) < max_seq_len:
-            raise DataError(f"a corpus of {len(data)} codes holds no window of {max_seq_len}")
-        if data.ndim > 1 and int(np.prod(data.shape[1:])) != max_seq_len:
-            raise DataError(f"expected grids of {max_seq_len} codes, got {tuple(data.shape[1:])}")
-        values = data.cpu().numpy() if isinstance(data, torch.Tensor) else data  # torch has no min of uint16 (2.15)
-        if vocab_size is not None and not 0 <= int(values.min()) <= int(values.max()) < vocab_size:
-            raise DataError(f"expected codes in [0, {vocab_size}), got {int(values.min())} to {int(values.max())}")
-        self.data, self.max_seq_len = data, max_seq_len
-
-    def __len__(self) -> int:
-        return len(self.data) // self.max_seq_len if self.data.ndim == 1 else len(self.data)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        if index >= len(self):
-            raise IndexError(f"item {index} of {len(self)}")  # ends a plain `for`, although windows are random
-        if self.data.ndim > 1:
-            window = self.data[index]
-        else:
-            start = int(torch.randint(0, len(self.data) - self.max_seq_len + 1, ()))
-            window = self.data[start : start + self.max_seq_len]
-        if not isinstance(window, torch.Tensor):
-            window = torch.from_numpy(np.array(window).astype(np.int64))
-        return window.reshape(-1).long()
-
-
-def paired_batches(
-    sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], batch_size: int, *, seed: int = 0
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Endless batches of pairs: source (b, s) int64, target (b, t) int64, and which of the source is there (b, s) bool.
-
-    Sources may be of different lengths; they are padded with 0 where the mask is False. For a MaskGit:
-    `model(target, from_source(source, present))`. Keep one iterator: each new one begins with the same batch again.
-
-    Raises:
-        DataError: there are no pairs, or the targets differ in length.
-    """
-    if not len(sources) or len(sources) != len(targets):
-        raise DataError(f"expected as many sources as targets, got {len(sources)} and {len(targets)}")
-    if len({each.numel() for each in targets}) > 1:
-        raise DataError("the targets differ in length: a generator draws grids of one size")
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        chosen = torch.randint(len(sources), (batch_size,), generator=generator).tolist()
-        rows = [sources[i].flatten().long() for i in chosen]
-        source = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        present = torch.arange(source.shape[1]) < lengths[:, None]
-        yield source, torch.stack([targets[i].flatten().long() for i in chosen]), present

@@ -1,4 +1,4 @@
-"""Random resized crops of pictures: other views of the same thing, drawn once and encoded with it.
+"""Views of pictures: moved a little, or random resized crops; drawn once and encoded with the pictures.
 
 Shapes: b pictures, H W pixels.
 """
@@ -9,10 +9,31 @@ from collections.abc import Iterator
 import torch
 from torchvision.transforms.v2 import functional
 
+from maskimg.data.pictures import move
 from maskimg.noise import uniform
 
 MARGIN = 1.25  # how much larger than a crop the pictures are read, so that no crop is an enlargement
 STREAM = 0xC20B  # of the noise: crops share it with nothing else
+
+
+@dataclasses.dataclass(frozen=True)
+class Versions:
+    """How pictures are moved.
+
+    Attributes:
+        versions: how often each picture is encoded: once as it is, and then moved by up to a sixteenth of its side.
+        flip: mirror every second version. Leave it off where left and right mean something, as in writing.
+    """
+
+    versions: int = 4
+    flip: bool = False
+
+    def __call__(self, pixels: torch.Tensor, batch: int, seed: int) -> Iterator[torch.Tensor]:
+        """uint8 (b, 3, H, W), `versions` times; how they are moved depends on seed and number of the batch only."""
+        generator = torch.Generator().manual_seed((seed << 32) + batch)
+        for version in range(self.versions):
+            moved = pixels if version == 0 else move(pixels, pixels.shape[-1] // 16, generator)
+            yield moved.flip(-1) if self.flip and version % 2 else moved
 
 
 @dataclasses.dataclass(frozen=True)

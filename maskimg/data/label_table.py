@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from maskimg.data.sources import DataError
-from maskimg.data.splits import is_held_out
 from maskimg.data.tables import Row, Table, read_table
+from maskimg.data.trees import is_held_out
 
 # Columns by what they are also called, the first of which there is one.
 FILE = ("file", "filename", "file_name", "file name", "filepath", "file_path", "path", "image", "image_path", "picture")

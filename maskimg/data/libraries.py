@@ -18,7 +18,7 @@ from PIL import Image
 
 from maskimg.data.listing import CAPTION_KEYS, Listing, hold_out, some, strings, to_labels
 from maskimg.data.sources import Content, DataError, Entry
-from maskimg.data.splits import is_held_out
+from maskimg.data.trees import is_held_out
 from vqgan.images import ImageError
 
 # The first of these splits that there is, is held out.

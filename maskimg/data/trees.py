@@ -27,9 +27,12 @@ from maskimg.data.sources import (
     is_clutter,
     text,
 )
-from maskimg.data.splits import common_folder, find_level, is_held_out
 from vqgan.files import MANIFEST
 from vqgan.images import HEIF_SUFFIXES, IN_WORDS, is_picture
+
+# What people call the parts of a data set.
+TRAINING = ("train", "training", "tr", "trn")
+HELD_OUT = ("val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation", "holdout", "heldout")
 
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".7z", ".rar", ".zst")
 # What maskimg notes in folders that it writes, and what such a note has to hold for a folder to count as one.
@@ -260,3 +263,36 @@ def _kind(name: str) -> tuple[str, str]:
     if name.rpartition("/")[2] == TABLE:
         return ELSEWHERE
     return BESIDE_NONE if name.endswith(SIDES) else OTHER
+
+
+def is_held_out(word: str) -> bool | None:
+    """`Train` -> False, `val` or `Test` -> True, None for a word that names no part."""
+    plain = word.strip().casefold().replace("-", "").replace("_", "").replace(" ", "")
+    return True if plain in HELD_OUT else False if plain in TRAINING else None
+
+
+def find_level(names: Sequence[str]) -> int | None:
+    """The level at which folders are parts of a data set, as in `train/cat/1.png` (0) or `cat/train/1.png` (1).
+
+    At the outermost level it is enough that training and held-out parts stand side by side (what lies elsewhere
+    belongs to no part), or that there is nothing else; below it every picture must lie in a part.
+    """
+    folders = [name.split("/")[:-1] for name in names]
+    outer = {parts[0] if parts else "" for parts in folders}
+    found = {is_held_out(name) for name in outer}
+    if found >= {True, False} or (len(outer) > 1 and None not in found):
+        return 0
+    if all(len(parts) > 1 for parts in folders) and {is_held_out(parts[1]) for parts in folders} == {True, False}:
+        return 1
+    return None
+
+
+def common_folder(names: Sequence[str], stop: Sequence[str] = ()) -> str:
+    """The folder, with a `/`, that all of `names` lie in; no deeper than one that is named in `stop`."""
+    root = ""
+    while names and root not in stop:
+        first = names[0][len(root) :].partition("/")
+        if not first[1] or not all(name.startswith(root + first[0] + "/") for name in names):
+            break
+        root += first[0] + "/"
+    return root

@@ -31,7 +31,7 @@ class Memorisation:
         samples: how many were drawn.
         shared, most: of their tokens, what they share with the nearest training grid: the mean, and the highest.
         unseen: how many held-out pictures were compared in the same way; 0 where nothing is held out.
-        unseen_shared, unseen_most: as above; what a picture shares that cannot have been learnt by heart.
+        unseen_shared, unseen_most: as above; what a picture shares that cannot have been memorised.
         near: how many samples are nearer than 95 % of the held-out pictures (without those: share 90 % or more).
     """
 

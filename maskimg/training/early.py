@@ -32,7 +32,7 @@ class Best:
         steps, _ = read_log(self.run.directory / "log.jsonl").series("held_out_loss")
         return sum(self.step < step <= self.run.step for step in steps) if self.step >= 0 else 0
 
-    def look(self, loss: float, averaged: nn.Module) -> None:
+    def consider(self, loss: float, averaged: nn.Module) -> None:
         """Keep these weights if they are better; end the run if there was nothing better for too long."""
         if loss < self.loss:
             self._keep(loss, averaged)

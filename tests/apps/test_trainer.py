@@ -1,6 +1,8 @@
 """Training from the page: what is refused, what is seen of it, and who may start it. The programs here only pretend;
 tests/browser trains."""
 
+import dataclasses
+import json
 import os
 import signal
 import sys
@@ -14,20 +16,33 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from maskimg.training.tracking.view import Line
+from maskimg.training.tracking.status import FORMAT, Status
 from maskimg_apps.demo import app
-from maskimg_apps.demo.tabs.train import curve, require_here, show_look
-from maskimg_apps.demo.trainer import STEP, Look, Order, Trainer
+from maskimg_apps.demo.tabs.train import curve, require_here, show_snapshot
+from maskimg_apps.demo.trainer import Snapshot, Trainer, TrainingRequest
 
+# Notes how far it is, as trainings do, but without their imports; the models' folder is put where FOLDER stands.
+NOTES = f"""
+import json, os, signal, sys, time
+status = {json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(Status())}))} | dict(started=time.time())
+def note(**changes):
+    status.update(changes)
+    with open("FOLDER/mine.training/half", "w") as file:
+        json.dump(status, file)
+    os.replace("FOLDER/mine.training/half", "FOLDER/mine.training/status.json")
+"""
 # Says how far it is, and stops when it is asked to.
-LEARNS = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (print("maskimg: stopped at step 7 of the generator"), sys.exit(0)))
-print("100 pictures\\rreading pictures: 100%|###| 100/100", flush=True)
-print("tokenizer step 90, 5.0/s, 0.0 min left: ###\\rgenerator step 1207, 5.0/s, 2.0 min left: ### loss=1", flush=True)
+STOPS = """
+def stop(*_):
+    note(state="stopped")
+    print("maskimg: stopped at step 7 of the generator")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+note(stage="generator", activity="generator", step=1207, share=0.7, seconds_left=120.0, warnings=["beware"])
 time.sleep(60)
 """
-DONE = "print('generator step 9, 1.0/s, 0.0 min left'); print('done: open it')"
+LEARNS = NOTES + STOPS
+DONE = NOTES + "note(state='done')"
 
 
 @pytest.fixture
@@ -47,7 +62,7 @@ def pretend(trainer, monkeypatch) -> Callable[[str], list]:
 
         def other(self: Trainer, *arguments) -> list[str]:
             asked.append(command(self, *arguments))
-            return [sys.executable, "-c", script]
+            return [sys.executable, "-c", script.replace("FOLDER", str(self.folder))]
 
         monkeypatch.setattr(Trainer, "_command", other)
         return asked
@@ -55,18 +70,18 @@ def pretend(trainer, monkeypatch) -> Callable[[str], list]:
     return set_program
 
 
-def order(trainer: Trainer, **values: Any) -> Order:
-    return Order(**{"name": "mine", "pictures": str(trainer.folder.parent / "pictures")} | values)
+def request(trainer: Trainer, **values: Any) -> TrainingRequest:
+    return TrainingRequest(**{"name": "mine", "pictures": str(trainer.folder.parent / "pictures")} | values)
 
 
-def seen(trainer: Trainer, state: str, words: str = "") -> Look:
+def seen(trainer: Trainer, state: str, words: str = "") -> Snapshot:
     """What is seen once it is in that state; ten seconds are given to it."""
     for _ in range(200):
-        look = trainer.look()
-        if look.state == state and words in look.words:
-            return look
+        snapshot = trainer.snapshot()
+        if snapshot.state == state and words in snapshot.words:
+            return snapshot
         time.sleep(0.05)
-    raise AssertionError(f"expected {state} `{words}`, got {look}")
+    raise AssertionError(f"expected {state} `{words}`, got {snapshot}")
 
 
 # ----------------------------------------------------------------------------- what is seen
@@ -74,54 +89,71 @@ def seen(trainer: Trainer, state: str, words: str = "") -> Look:
 
 def test_stage_step_loss_time_left_warnings_and_sheets_are_seen_while_it_learns(trainer, pretend):
     (asked,) = [pretend(LEARNS)]
-    assert trainer.look() == Look() and not trainer.look().active
-    trainer.start(order(trainer, minutes=10.5, preset="cpu"))
+    assert trainer.snapshot() == Snapshot() and not trainer.snapshot().active
+    trainer.start(request(trainer, minutes=10.5, preset="cpu"))
     work = trainer.folder / "mine.training"
     (work / "generator").mkdir(parents=True)
     lines = [f'{{"step": {50 * i}, "loss": {4 - i / 10}}}' for i in range(1, 4)]
-    lines += ['{"step": 200, "warning": "the rate 0.1 may be too high: try 0.03"}']
-    lines += ['{"step": 250, "warning": "the rate 0.2 may be too high: try 0.07"}']
     (work / "generator" / "log.jsonl").write_text("\n".join(lines))
     Image.new("RGB", (9, 9)).save(work / "generator" / "samples.png")
 
-    look = seen(trainer, "running", "generator")
-    assert look.words == "generator, step 1,207 · loss 3.700 · about 3 min left"  # two, and the critic's one
-    assert look.stage == "generator" and look.share == pytest.approx(1 - 3 / 10.5)
-    assert look.losses == (3.9, 3.8, 3.7)
-    assert look.warnings == ("the rate 0.2 may be too high: try 0.07",)
-    assert look.sheets == (("generator", work / "generator" / "samples.png"),)
+    snapshot = seen(trainer, "running", "generator")
+    assert snapshot.words == "generator, step 1,207 · loss 3.700 · about 3 min left"  # two, and the critic's one
+    assert snapshot.stage == "generator" and snapshot.share == pytest.approx(1 - 3 / 10.5)
+    assert snapshot.losses == (3.9, 3.8, 3.7)
+    assert snapshot.warnings == ("beware",)
+    assert snapshot.sheets == (("generator", work / "generator" / "samples.png"),)
     assert asked[0][3:] == [
         "train", str(trainer.folder.parent / "pictures"), "--out", str(trainer.folder / "mine"), "--preset", "cpu",
         "--minutes", "10.5", "--device", "auto", "--dtype", "auto",
     ]  # fmt: skip
 
 
-def test_the_words_are_those_that_a_training_prints(capsys):
-    """The trainer reads what `maskimg.training.tracking.view` writes."""
-    with Line("tokenizer", None, 0, 0.0) as line:
-        line.show(12, 6.0, 0.1)
-        found = STEP.search(str(line.bar.desc))
-    assert found and found.groups() == ("tokenizer", "12", "2.0", "0.9")
+def test_what_is_counted_besides_training_is_told_in_per_cent(trainer, pretend):
+    pretend(NOTES + "note(stage='codes', activity='encoding', share=0.25); time.sleep(60)")
+    trainer.start(request(trainer, minutes=10.5, preset="cpu"))
+    snapshot = seen(trainer, "running", "encoding")
+    assert (snapshot.words, snapshot.stage, snapshot.share) == ("encoding, 25 %", "codes", pytest.approx(3 / 10.5))
+
+
+def test_a_training_of_before_there_was_a_status_is_shown_from_its_logs(trainer, pretend):
+    pretend("import time; time.sleep(60)")
+    trainer.start(request(trainer))
+    work = trainer.folder / "mine.training"
+    for stage in ("tokenizer", "generator"):
+        (work / stage).mkdir()
+        (work / stage / "log.jsonl").write_text('{"step": 50, "loss": 4}\n{"step": 99, "loss": 3, "warning": "oh"}\n')
+    snapshot = seen(trainer, "running", "starting")
+    assert (snapshot.stage, snapshot.losses, snapshot.warnings) == ("generator", (4.0, 3.0), ("oh",))
+
+
+def test_the_status_of_an_earlier_training_is_not_taken_for_this_ones(trainer, pretend):
+    pretend(DONE)
+    trainer.start(request(trainer))
+    seen(trainer, "done")
+    pretend("import time; time.sleep(60)")
+    trainer.start(request(trainer))
+    assert seen(trainer, "running").words == "starting"
 
 
 def test_it_is_stopped_and_goes_on_by_its_name_alone(trainer, pretend):
     asked = pretend(LEARNS)
-    trainer.start(order(trainer))
+    trainer.start(request(trainer))
     seen(trainer, "running", "generator")
     trainer.stop()
     assert seen(trainer, "stopped").words == "stopped: Start goes on from there"
     with pytest.raises(ValueError, match="nothing is being trained"):
         trainer.stop()
-    trainer.start(Order("mine", minutes=3))
+    trainer.start(TrainingRequest("mine", minutes=3))
     assert asked[1][4] == asked[0][4] and seen(trainer, "running").active
 
 
 def test_closing_the_page_stops_it(trainer, pretend):
     pretend(LEARNS)
-    trainer.start(order(trainer))
+    trainer.start(request(trainer))
     seen(trainer, "running", "generator")
     trainer.close()
-    assert trainer.look().state == "stopped"
+    assert trainer.snapshot().state == "stopped"
     assert "stopped at step 7" in (trainer.folder / "mine.training" / "printed.txt").read_text()
     trainer.close()
 
@@ -130,7 +162,9 @@ def test_closing_the_page_stops_it(trainer, pretend):
     "script, state, words",
     [
         (DONE, "done", "trained: mine"),
-        ("print('maskimg: stopped at step 3')", "stopped", "Start goes on"),
+        (NOTES + "note(state='stopped')", "stopped", "Start goes on"),
+        ("pass", "stopped", "Start goes on"),  # before there was a status
+        (NOTES + "note(state='failed', message='no room'); sys.exit(4)", "failed", "no room"),
         (
             "import sys; sys.exit('maskimg: the disk is full (no room): make room')",
             "failed",
@@ -142,9 +176,9 @@ def test_closing_the_page_stops_it(trainer, pretend):
 )
 def test_how_it_ended_is_said_in_a_sentence(trainer, pretend, script, state, words):
     pretend(script)
-    trainer.start(order(trainer))
-    look = seen(trainer, state, words)
-    assert not look.active and (look.share == 1.0) == (state == "done")
+    trainer.start(request(trainer))
+    snapshot = seen(trainer, state, words)
+    assert not snapshot.active and (snapshot.share == 1.0) == (state == "done")
 
 
 # ----------------------------------------------------------------------------- what is refused
@@ -169,45 +203,45 @@ def test_how_it_ended_is_said_in_a_sentence(trainer, pretend, script, state, wor
 def test_what_cannot_be_trained_is_refused_in_a_sentence(trainer, pretend, values, words):
     asked = pretend(LEARNS)
     with pytest.raises(ValueError, match=words):
-        trainer.start(order(trainer, **values))
+        trainer.start(request(trainer, **values))
     assert asked == [] and not trainer.folder.exists()
 
 
 def test_a_folder_without_pictures_is_refused(trainer, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="picture"):
-        trainer.start(order(trainer, pictures=str(tmp_path / "empty")))
+        trainer.start(request(trainer, pictures=str(tmp_path / "empty")))
 
 
 def test_a_second_training_waits_for_the_first(trainer, pretend):
     asked = pretend(LEARNS)
-    trainer.start(order(trainer))
+    trainer.start(request(trainer))
     with pytest.raises(ValueError, match="`mine` is being trained: stop it first, or wait"):
-        trainer.start(order(trainer, name="other"))
+        trainer.start(request(trainer, name="other"))
     assert len(asked) == 1
 
 
 def test_a_name_stays_with_its_pictures_once_something_was_learnt(trainer, pretend, tmp_path, draw_pictures):
     draw_pictures(tmp_path / "others", count=4, classes=())
     pretend(DONE)
-    trainer.start(order(trainer, pictures=str(tmp_path / "others")))
+    trainer.start(request(trainer, pictures=str(tmp_path / "others")))
     seen(trainer, "done")
-    trainer.start(order(trainer))  # nothing was learnt of the others yet
+    trainer.start(request(trainer))  # nothing was learnt of the others yet
     seen(trainer, "done")
     (trainer.folder / "mine.training" / "tokenizer").mkdir()
-    trainer.start(order(trainer))
+    trainer.start(request(trainer))
     seen(trainer, "done")
     with pytest.raises(ValueError, match="the name `mine` is taken by another model, or by other pictures"):
-        trainer.start(order(trainer, pictures=str(tmp_path / "others")))
+        trainer.start(request(trainer, pictures=str(tmp_path / "others")))
     (trainer.folder / "from-elsewhere").mkdir()
     with pytest.raises(ValueError, match="the name `from-elsewhere` is taken"):
-        trainer.start(order(trainer, name="from-elsewhere"))
+        trainer.start(request(trainer, name="from-elsewhere"))
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(trainer, tmp_path):
     (tmp_path / "models").write_text("a file")
     with pytest.raises(ValueError, match=r"models` cannot be written to \("):
-        trainer.start(order(trainer))
+        trainer.start(request(trainer))
 
 
 def test_an_upload_is_kept_beside_the_model_and_unpacked_nowhere(trainer, pretend, tmp_path):
@@ -217,7 +251,7 @@ def test_an_upload_is_kept_beside_the_model_and_unpacked_nowhere(trainer, preten
     with zipfile.ZipFile(upload, "w") as archive:
         for name in ("../../outside.png", "a/1.png", "a/2.png"):
             archive.write(next((tmp_path / "pictures").iterdir()), name)
-    trainer.start(order(trainer, pictures="", upload=str(upload)))
+    trainer.start(request(trainer, pictures="", upload=str(upload)))
     seen(trainer, "done")
     kept = trainer.folder / "mine.training" / "upload" / "my pictures.zip"
     assert asked[0][4] == str(kept) and kept.read_bytes() == upload.read_bytes()
@@ -226,9 +260,9 @@ def test_an_upload_is_kept_beside_the_model_and_unpacked_nowhere(trainer, preten
     (trainer.folder / "mine.training" / "tokenizer").mkdir()
     upload.write_bytes(b"PK")
     with pytest.raises(ValueError, match="is taken"):
-        trainer.start(order(trainer, pictures="", upload=str(upload)))
+        trainer.start(request(trainer, pictures="", upload=str(upload)))
     with pytest.raises(ValueError, match="`my pictures.zip` is damaged or cut off"):
-        trainer.start(order(trainer, name="other", pictures="", upload=str(upload)))
+        trainer.start(request(trainer, name="other", pictures="", upload=str(upload)))
 
 
 # ----------------------------------------------------------------------------- who may, and what the page shows
@@ -295,11 +329,11 @@ def test_the_page_stops_its_training_when_it_is_asked_to_end(early, tmp_path, mo
 
 
 def test_what_is_seen_is_text_and_the_stages_are_told_apart():
-    look = Look("running", "x", "<b>", "codes", 0.3, (2.0, 1.5), ("<i>careful",))
-    shown = show_look(look)
+    snapshot = Snapshot("running", "x", "<b>", "codes", 0.3, (2.0, 1.5), ("<i>careful",))
+    shown = show_snapshot(snapshot)
     assert "<b>&" not in shown and "<b>:" not in shown and "&lt;b&gt;" in shown and "<i>" not in shown.split("width")[1]
     assert [shown.count(f'class="mk-{kind}">') for kind in ("done", "now")] == [2, 1]
-    assert "Open x" in show_look(Look("done", "x", "trained: x"), "../x/")
+    assert "Open x" in show_snapshot(Snapshot("done", "x", "trained: x"), "../x/")
 
 
 def test_a_curve_keeps_its_ends_however_long_it_is():

@@ -17,7 +17,7 @@ from maskimg.cli.plan_words import GROUPS
 from maskimg.data.pictures import list_pictures
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
-from maskimg.training.folder import Plan
+from maskimg.training.plan import Plan
 from vqgan import Tokenizer, load_image
 
 

@@ -16,6 +16,7 @@ from maskimg.cli.main import COMMANDS, command_named, main
 from maskimg.cli.options import Parser
 from maskimg.data import codes as coding
 from maskimg.data import pictures as reading
+from maskimg.data.crops import Versions
 from maskimg.training.folder import working_directory
 from vqgan import Tokenizer, files, writing
 
@@ -37,7 +38,7 @@ def made(tmp_path_factory, draw_pictures) -> Path:
     draw_pictures(root / "pictures", count=4, size=16)
     tokenizer = stirred(Tokenizer(TOKENIZER), size=0.05).eval()
     tokenizer.save_pretrained(root / "tokenizer")
-    coding.encode_pictures(tokenizer, tiny_pictures(6), root / "codes", versions=1)
+    coding.encode_pictures(tokenizer, tiny_pictures(6), root / "codes", views=Versions(1))
     tiny_pipeline().save_pretrained(root / "model")
     return root
 
@@ -208,7 +209,9 @@ def test_an_archive_of_pictures_and_shards_in_out_are_refused(root, capsys):
 METHODS = {
     "Pipeline.save_pretrained": lambda path: tiny_pipeline().save_pretrained(path),
     "Tokenizer.save_pretrained": lambda path: Tokenizer(TOKENIZER).save_pretrained(path),
-    "encode_pictures": lambda path: coding.encode_pictures(Tokenizer(TOKENIZER), tiny_pictures(4), path, versions=1),
+    "encode_pictures": lambda path: coding.encode_pictures(
+        Tokenizer(TOKENIZER), tiny_pictures(4), path, views=Versions(1)
+    ),
     "read_pictures": lambda path: reading.read_pictures(reading.list_pictures("pictures"), 8, path),
 }
 

@@ -21,6 +21,7 @@ from tiny import TOKENIZER, listening_pipeline
 
 import maskimg.data.pictures
 import maskimg.training.folder
+import maskimg.training.stages
 from maskimg.cli.main import COMMANDS, command_named, main
 from maskimg.cli.options import Parser
 from maskimg.data.codes import encode_pictures
@@ -107,7 +108,7 @@ def terminal(place, tmp_path, monkeypatch) -> Path:
 
     monkeypatch.setattr(Pipeline, "from_pretrained", load_once)
     monkeypatch.setattr(maskimg.training.folder, "train_folder", begin)
-    monkeypatch.setattr(maskimg.training.folder, "generator_stage", begin)
+    monkeypatch.setattr(maskimg.training.stages, "generator_stage", begin)
     monkeypatch.setattr(maskimg.data.pictures, "read_pictures", begin)
     monkeypatch.setattr(quality, "draw_samples", begin)
     monkeypatch.setattr(app, "build", begin)

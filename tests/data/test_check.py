@@ -15,10 +15,11 @@ from maskimg.cli.main import main
 from maskimg.data.check import check_pictures, describe
 from maskimg.data.pictures import list_pictures, read_pictures
 from maskimg.sampler import Sampler
-from maskimg.training.folder import NetworkSize, Plan, train_folder, working_directory
-from maskimg.training.generator import GeneratorTraining
+from maskimg.training.folder import train_folder, working_directory
 from maskimg.training.loop.run import Budget
-from maskimg.training.tokenizer import TokenizerTraining
+from maskimg.training.loop.session import Session
+from maskimg.training.plan import NetworkSize, Plan
+from maskimg.training.settings import GeneratorTraining, TokenizerTraining
 
 
 def _encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -87,7 +88,7 @@ def test_training_leaves_out_exactly_the_files_that_cannot_be_read(planted, tmp_
         generator_budget=Budget(steps=2),
         recipe=Sampler(steps=2),
     )
-    pipeline = train_folder(listing, plan, tmp_path / "model", device="cpu", dtype="fp32", max_bad=0.3)
+    pipeline = train_folder(listing, plan, tmp_path / "model", Session("cpu", "fp32"), max_bad=0.3)
     assert pipeline.about["data"]["pictures"] == len(good)
 
     lines = (working_directory(tmp_path / "model") / "pictures" / "bad.txt").read_text().splitlines()

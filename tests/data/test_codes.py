@@ -18,14 +18,14 @@ from maskimg.cli.main import main
 from maskimg.data import codes as coding
 from maskimg.data.codes import (
     Grids,
-    MaskedTokenDataset,
     encode_pictures,
     fingerprint_of,
     read_codes,
     require_same_codes,
     require_tokenizer,
 )
-from maskimg.data.crops import Crops
+from maskimg.data.crops import Crops, Versions
+from maskimg.data.datasets import MaskedTokenDataset
 from maskimg.data.sources import DataError
 from vqgan import Tokenizer, files, writing
 from vqgan.files import ModelError
@@ -125,7 +125,7 @@ def test_batches_come_from_a_loader():
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with one core
 def test_the_order_of_grids_does_not_depend_on_the_number_of_workers(tokenizer, tmp_path):
     """Nor what lies in the file that they are mapped from."""
-    codes = encode_pictures(tokenizer, tiny_pictures(24), tmp_path / "codes", versions=1).codes
+    codes = encode_pictures(tokenizer, tiny_pictures(24), tmp_path / "codes", views=Versions(1)).codes
     dataset = MaskedTokenDataset(codes[0], 16)
 
     def epochs(workers: int) -> torch.Tensor:
@@ -181,7 +181,7 @@ def test_mask_is_never_among_the_codes():
 
 def test_pictures_are_encoded_and_read_again(tokenizer, tmp_path):
     pictures = tiny_pictures()
-    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=3)
+    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", views=Versions(3))
 
     assert cache.codes.shape == (3, 12, 4, 4)
     assert cache.codes[:].dtype == torch.int64
@@ -202,7 +202,7 @@ def test_pictures_are_encoded_and_read_again(tokenizer, tmp_path):
 
 def test_pictures_without_labels_are_encoded_too(tokenizer, tmp_path):
     pictures = dataclasses.replace(tiny_pictures(3), labels=torch.zeros(3, 0, dtype=torch.int64), fields={})
-    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1)
+    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", views=Versions(1))
     assert cache.codes.shape == (1, 3, 4, 4)
     assert cache.labels.shape == (3, 0)
     assert cache.label_sizes == ()
@@ -211,17 +211,17 @@ def test_pictures_without_labels_are_encoded_too(tokenizer, tmp_path):
 def test_versions_are_moved_and_every_second_one_is_mirrored_where_that_is_asked(tokenizer, tmp_path):
     pictures = tiny_pictures(size=16)
     kept, mirrored, other = (
-        encode_pictures(tokenizer, pictures, tmp_path / name, versions=2, flip=flip, seed=seed).codes[:]
+        encode_pictures(tokenizer, pictures, tmp_path / name, views=Versions(2, flip=flip), seed=seed).codes[:]
         for name, flip, seed in (("kept", False, 0), ("mirrored", True, 0), ("other", False, 1))
     )
     assert torch.equal(kept[0], mirrored[0])
     assert not torch.equal(kept[1], mirrored[1])
     assert torch.equal(kept[0], other[0])
-    assert torch.equal(kept, encode_pictures(tokenizer, pictures, tmp_path / "again", versions=2).codes[:])
+    assert torch.equal(kept, encode_pictures(tokenizer, pictures, tmp_path / "again", views=Versions(2)).codes[:])
 
 
 def test_parts_are_the_training_grids_and_the_held_out_ones(tokenizer, tmp_path):
-    cache = encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=2)
+    cache = encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", views=Versions(2))
     train, unseen = cache.part(held_out=False), cache.part(held_out=True)
     assert torch.equal(torch.cat((train.codes[:], unseen.codes[:]), dim=1), cache.codes[:])
     assert torch.equal(torch.cat((train.labels, unseen.labels)), cache.labels)
@@ -232,7 +232,7 @@ def test_parts_are_the_training_grids_and_the_held_out_ones(tokenizer, tmp_path)
 
 
 def test_a_damaged_cache_is_refused(tokenizer, tmp_path):
-    encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=1)
+    encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", views=Versions(1))
     path = tmp_path / "codes" / "codes.uint8"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -250,7 +250,7 @@ def test_progress_is_told_what_is_done(tokenizer, tmp_path):
         seen.append((desc, total))
         return batches
 
-    encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=1, progress=progress)
+    encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", views=Versions(1), progress=progress)
     assert seen == [("encoding", 1)]
 
 
@@ -265,7 +265,7 @@ def test_codes_are_stored_as_narrow_as_the_vocabulary_allows(tokenizer, tmp_path
     codes[0, 0, 0], codes[4, 3, 3] = 0, vocab_size - 1
     monkeypatch.setattr(Tokenizer, "vocab_size", property(lambda self: vocab_size))
     monkeypatch.setattr(coding, "_encoded", lambda tokenizer, pixels: codes)
-    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1)
+    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", views=Versions(1))
     assert (tmp_path / "codes" / f"codes.{dtype}").stat().st_size == codes.numel() * np.dtype(dtype).itemsize
     assert torch.equal(cache.codes[0], codes)
     assert torch.equal(cache.codes[torch.tensor([0]), torch.tensor([4])], codes[4:])
@@ -276,7 +276,7 @@ def test_codes_stay_on_disk_and_each_part_is_a_piece_of_the_file(tokenizer, tmp_
     """Held-out pictures come last, however they came in, so that neither part is copied into memory."""
     pictures = tiny_pictures(12)
     mixed = dataclasses.replace(pictures, held_out=torch.arange(12) % 4 == 1, captions=[[str(i)] for i in range(12)])
-    cache = encode_pictures(tokenizer, mixed, tmp_path / "codes", versions=2)
+    cache = encode_pictures(tokenizer, mixed, tmp_path / "codes", views=Versions(2))
     assert cache.held_out.tolist() == [False] * 9 + [True] * 3
     assert cache.names[-3:] == [mixed.names[i] for i in (1, 5, 9)]
     assert cache.captions[-3:] == [["1"], ["5"], ["9"]] == cache.part(held_out=True).captions
@@ -299,27 +299,29 @@ def test_an_encoding_that_is_done_is_kept_and_one_that_was_cut_off_starts_again(
 
     monkeypatch.setattr(coding, "_encoded", counted)
     with pytest.raises(KeyboardInterrupt):
-        encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1)
+        encode_pictures(tokenizer, pictures, tmp_path / "codes", views=Versions(1))
     assert list(tmp_path.iterdir()) == []
-    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1)
+    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", views=Versions(1))
     assert calls == [5, 5, 5, 5, 2]
-    assert torch.equal(encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1).codes[:], cache.codes[:])
+    assert torch.equal(
+        encode_pictures(tokenizer, pictures, tmp_path / "codes", views=Versions(1)).codes[:], cache.codes[:]
+    )
     assert len(calls) == 5
-    encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=2)
+    encode_pictures(tokenizer, pictures, tmp_path / "codes", views=Versions(2))
     assert len(calls) > 5
 
 
 def test_views_do_not_depend_on_where_batches_end(tokenizer, tmp_path, monkeypatch):
     pictures, crops = tiny_pictures(size=20), Crops(16, 3)
-    whole = encode_pictures(tokenizer, pictures, tmp_path / "a", crops=crops).codes[:]
+    whole = encode_pictures(tokenizer, pictures, tmp_path / "a", views=crops).codes[:]
     monkeypatch.setattr(coding, "BATCH", 5)
-    assert torch.equal(encode_pictures(tokenizer, pictures, tmp_path / "b", crops=crops).codes[:], whole)
-    assert not torch.equal(encode_pictures(tokenizer, pictures, tmp_path / "c", crops=crops, seed=1).codes[:], whole)
+    assert torch.equal(encode_pictures(tokenizer, pictures, tmp_path / "b", views=crops).codes[:], whole)
+    assert not torch.equal(encode_pictures(tokenizer, pictures, tmp_path / "c", views=crops, seed=1).codes[:], whole)
 
 
 def test_a_cache_with_codes_outside_its_vocabulary_is_refused(tokenizer, tmp_path):
     """MASK among them: on a GPU training no longer looks."""
-    encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=1)
+    encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", views=Versions(1))
     with (tmp_path / "codes" / "codes.uint8").open("r+b") as file:
         file.seek(70)
         file.write(bytes([64]))
@@ -342,7 +344,7 @@ def test_codes_in_the_older_format_are_still_read(tmp_path):
 
 def test_codes_of_another_tokenizer_or_of_other_pictures_are_refused(tokenizer, tmp_path):
     pictures = tiny_pictures()
-    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", versions=1)
+    cache = encode_pictures(tokenizer, pictures, tmp_path / "codes", views=Versions(1))
     other = copy.deepcopy(tokenizer)
     next(other.parameters()).data[0, 0, 0, 0] += 1e-3
     assert fingerprint_of(other) != fingerprint_of(tokenizer) == fingerprint_of(copy.deepcopy(tokenizer))
@@ -358,13 +360,13 @@ def test_codes_of_another_tokenizer_or_of_other_pictures_are_refused(tokenizer, 
 
 
 def test_codes_stay_where_they_are_unless_there_is_a_gpu_they_fit_on(tokenizer, tmp_path):
-    cache = encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=1)
+    cache = encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", views=Versions(1))
     assert cache.resident(torch.device("cpu")) is cache
 
 
 @pytest.mark.gpu
 def test_codes_move_to_a_gpu_they_fit_on(tokenizer, tmp_path, monkeypatch):
-    cache = encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", versions=2)
+    cache = encode_pictures(tokenizer, tiny_pictures(), tmp_path / "codes", views=Versions(2))
     device = torch.device("cuda")
     chosen = torch.tensor([0, 1]), torch.tensor([3, 2])
     resident = cache.part(held_out=False).resident(device)

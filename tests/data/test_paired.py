@@ -10,7 +10,7 @@ from helpers import PLAIN, random_codes, tiny_critic, tiny_net
 from x_transformers import Encoder, NonAutoregressiveWrapper, TransformerWrapper
 
 from maskimg import MaskGit
-from maskimg.data.codes import paired_batches
+from maskimg.data.datasets import paired_batches
 from maskimg.data.sources import DataError
 from maskimg.masking import random_mask, training_counts
 from maskimg.sampler import Sampler

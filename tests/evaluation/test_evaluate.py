@@ -14,9 +14,10 @@ from tiny import TOKENIZER
 from torch import nn
 
 from maskimg.data.pictures import Pictures
-from maskimg.evaluation.evaluate import describe, evaluate_tokenizer, judge_for, reconstruction_sheet, train_judge
+from maskimg.evaluation.judge import judge_for, train_judge
 from maskimg.evaluation.metrics import frechet_distance
 from maskimg.evaluation.outside import NotMeasured, load_inception, load_lpips
+from maskimg.evaluation.tokenizer_report import evaluate_tokenizer, reconstruction_sheet, summary
 from vqgan import Tokenizer
 from vqgan.images import normalize
 
@@ -131,7 +132,7 @@ def test_a_collapsed_tokenizer_is_warned_of_in_words():
 
     collapsed = evaluate_tokenizer(OfTwo(), block_pictures())
     assert any("only 0.8 % of 256 codes are used" in warning for warning in collapsed.warnings)
-    assert "warning: the codebook may have collapsed" in describe(collapsed)
+    assert "warning: the codebook may have collapsed" in summary(collapsed)
     assert evaluate_tokenizer(Greys(), block_pictures(200)).warnings == ()
 
 
@@ -173,7 +174,7 @@ def test_where_there_can_be_no_classifier_the_report_says_why_and_goes_on(change
     report = evaluate_tokenizer(Greys(), pictures, judge=judge)
     assert report.frechet_distance is report.accuracy_kept is None
     assert report.not_measured["Fréchet distance"] == judge.reason
-    assert f"Fréchet distance: not measured: {judge.reason}" in describe(report)
+    assert f"Fréchet distance: not measured: {judge.reason}" in summary(report)
 
 
 def test_a_folder_with_several_fields_is_judged_by_its_classes():
@@ -244,7 +245,7 @@ def test_lpips_and_rfid_are_measured_where_their_networks_are_at_hand(other_netw
     assert report.rfid == pytest.approx(frechet_distance(*blocks), rel=1e-4)
     assert report.rfid > 1
     assert set(report.not_measured) == {"Fréchet distance", "accuracy kept"}
-    assert re.search(rf"^LPIPS +{report.lpips:.4f} ", describe(report), re.M)
+    assert re.search(rf"^LPIPS +{report.lpips:.4f} ", summary(report), re.M)
 
 
 def test_lpips_needs_pictures_that_vgg_can_halve_four_times(other_networks):
@@ -260,7 +261,7 @@ def test_what_is_not_installed_is_told_with_the_command_that_installs_it(monkeyp
     assert lpips == NotMeasured("needs `pip install lpips` and an internet connection once")
     assert inception == NotMeasured("needs `pip install torch-fidelity` and an internet connection once")
     report = evaluate_tokenizer(Greys(), block_pictures(), lpips=lpips, inception=inception)
-    assert "LPIPS: not measured: needs `pip install lpips` and an internet connection once" in describe(report)
+    assert "LPIPS: not measured: needs `pip install lpips` and an internet connection once" in summary(report)
     assert report.psnr_db > 90
 
 

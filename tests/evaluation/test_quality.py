@@ -12,9 +12,10 @@ from tiny import LABELS, tiny_pipeline
 from maskimg.cli.main import main
 from maskimg.data.pictures import Pictures
 from maskimg.evaluation import quality
-from maskimg.evaluation.evaluate import Judge, judge_for, kept_judge
+from maskimg.evaluation.judge import Judge, judge_for, kept_judge
 from maskimg.evaluation.outside import NotMeasured
-from maskimg.evaluation.quality import Samples, describe, draw_samples, markdown, measure_samples, own_figures, refer
+from maskimg.evaluation.quality import Samples, draw_samples, measure_samples, own_figures, refer
+from maskimg.evaluation.sample_report import markdown, summary
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
 from vqgan import load_image
@@ -128,7 +129,7 @@ def test_every_figure_of_our_own_classifier_says_that_it_is_none_of_inceptions(p
     report, _ = measure_samples(
         pipeline, draw_samples(pipeline, pictures.part(held_out=False), 12), refer(pictures, judge)
     )
-    lines = describe(report).splitlines()
+    lines = summary(report).splitlines()
     own = [line for line in lines if re.match("(Fréchet|class accuracy|precision|recall|density|coverage)", line)]
     assert len(own) == 7
     assert all("our own classifier" in line for line in own)
@@ -145,14 +146,14 @@ def test_without_a_classifier_or_held_out_pictures_the_report_says_so(pipeline, 
     samples = draw_samples(pipeline, pictures, 12)
     alone, _ = measure_samples(pipeline, samples, refer(pictures, NotMeasured("was left out")))
     assert alone.own_frechet_distance is alone.alike is alone.own_accuracy is None
-    assert "own classifier: not measured: was left out" in describe(alone)
+    assert "own classifier: not measured: was left out" in summary(alone)
     assert alone.memorisation["samples"] == 12
     with pytest.raises(ValueError, match="compared with a classifier of our own, which was left out"):
         own_figures(samples, refer(pictures, NotMeasured("was left out")))
 
     plain = dataclasses.replace(pictures, fields={}, labels=torch.zeros(90, 0, dtype=torch.int64))
     bare, _ = measure_samples(pipeline, draw_samples(pipeline, plain, 6), refer(plain, judge_for(plain, 3)))
-    assert "needs a folder with labels" in describe(bare)
+    assert "needs a folder with labels" in summary(bare)
 
     everything = dataclasses.replace(pictures, held_out=torch.zeros(90, dtype=torch.bool))
     report, _ = measure_samples(pipeline, samples, refer(everything, judge))
@@ -185,7 +186,7 @@ def test_fid_needs_pictures_enough_and_a_warning_below_the_usual_number(pipeline
     assert report.fid_low <= report.fid <= report.fid_high
     assert report.inception_score >= 1
     assert any("FID of 30 samples is higher than of the usual 50,000" in warning for warning in report.warnings)
-    assert re.search(r"^FID +[\d.]+ \([\d.]+ to [\d.]+\)", describe(report), re.M)
+    assert re.search(r"^FID +[\d.]+ \([\d.]+ to [\d.]+\)", summary(report), re.M)
 
 
 def test_a_judge_is_trained_once_and_kept(pictures, tmp_path):

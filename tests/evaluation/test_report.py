@@ -84,7 +84,7 @@ def test_a_budget_of_processor_time_does_not_count_sleep(tmp_path, monkeypatch):
 
     naps = []
     with peer_quality.processor_clock():
-        run = Run(tmp_path, Budget(steps=3), describe="generator", identity={})
+        run = Run(tmp_path, Budget(steps=3), stage="generator", identity={})
         run.restore(model=torch.nn.Linear(1, 1))
         for _ in run.steps():
             time.sleep(0.2)

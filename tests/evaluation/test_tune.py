@@ -11,7 +11,7 @@ from tiny import LABELS, tiny_pipeline
 
 from maskimg.cli.main import main
 from maskimg.evaluation import tune as tuning
-from maskimg.evaluation.evaluate import judge_for
+from maskimg.evaluation.judge import judge_for
 from maskimg.evaluation.outside import NotMeasured
 from maskimg.evaluation.quality import refer
 from maskimg.evaluation.tune import FRESH, Bench, Trial, fitted, passes, random_sampler, tune

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +13,19 @@ from tiny import NETWORK, TOKENIZER, tiny_pipeline
 from maskimg.maskgit import MaskGit, Predictions
 from maskimg.masking import random_mask
 from maskimg.sampler import Sampler
-from maskimg.training.folder import NetworkSize, Plan, check_memorisation, generator_stage, tokenizer_stage
-from maskimg.training.generator import GeneratorTraining, prediction_figures, train_generator
+from maskimg.training.evaluations import prediction_figures
+from maskimg.training.folder import check_memorisation
+from maskimg.training.generator import train_generator
 from maskimg.training.loop import run as running
 from maskimg.training.loop.run import Budget, Run
-from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from maskimg.training.loop.session import Session
+from maskimg.training.plan import NetworkSize, Plan
+from maskimg.training.settings import GeneratorTraining, TokenizerTraining
+from maskimg.training.stages import generator_stage, tokenizer_stage
+from maskimg.training.tokenizer import train_tokenizer
 from vqgan import load_image
 
-ON_CPU = {"device": "cpu", "dtype": "fp32"}
+ON_CPU: Any = {"session": Session("cpu", "fp32")}
 
 
 def _generator(directory, steps: int = 6, cache=None, **options) -> tuple[MaskGit, Run]:
@@ -105,7 +111,7 @@ def judged(monkeypatch):
 
     def play(*losses: float) -> None:
         coming = iter(losses)
-        monkeypatch.setattr("maskimg.training.generator.held_out_loss", lambda model, unseen: next(coming))
+        monkeypatch.setattr("maskimg.training.evaluations.masked_loss", lambda model, unseen: next(coming))
 
     return play
 
@@ -125,11 +131,11 @@ def test_the_best_weights_are_the_averages_of_their_step(tmp_path, judged, monke
     """Beside a run that looks at nothing else but the weights of step 2."""
     seen = []
 
-    def look(model, unseen):
+    def note(model, unseen):
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return 3.0 - len(seen) if len(seen) <= 2 else 5.0 + len(seen)
 
-    monkeypatch.setattr("maskimg.training.generator.held_out_loss", look)
+    monkeypatch.setattr("maskimg.training.evaluations.masked_loss", note)
     model, run = _generator(tmp_path / "run", steps=10, patience=20)
     assert (run.step, len(seen)) == (10, 10)
     assert all(torch.equal(tensor, seen[1][name]) for name, tensor in model.state_dict().items())
@@ -182,17 +188,17 @@ def test_the_use_of_the_codebook_is_drawn_while_a_tokenizer_trains(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "rate", "options"), [("generator", 2e-3, {}), ("tokenizer", 2e-3, {"loss": "pixel_loss"})]
+    ("module", "rate", "options"), [("evaluations", 2e-3, {}), ("tokenizer", 2e-3, {"loss": "pixel_loss"})]
 )
 def test_what_the_log_calls_for_is_said_while_training(tmp_path, monkeypatch, capsys, module, rate, options):
     asked = []
 
-    def look_back(directory, *arguments, **named):
+    def health_warnings(directory, *arguments, **named):
         asked.append((directory, arguments, named))
         return ["mind the gap"]
 
-    monkeypatch.setattr(f"maskimg.training.{module}.look_back", look_back)
-    if module == "generator":
+    monkeypatch.setattr(f"maskimg.training.{module}.health_warnings", health_warnings)
+    if module == "evaluations":
         _, run = _generator(tmp_path / "run")
     else:
         training = TokenizerTraining(batch_size=4)
@@ -203,14 +209,14 @@ def test_what_the_log_calls_for_is_said_while_training(tmp_path, monkeypatch, ca
 
 
 def test_of_a_tokenizer_with_an_opponent_the_rate_is_not_judged(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskimg.training.tokenizer.look_back", lambda *_, **__: pytest.fail("judged"))
+    monkeypatch.setattr("maskimg.training.tokenizer.health_warnings", lambda *_, **__: pytest.fail("judged"))
     training = TokenizerTraining(batch_size=4, adversarial_weight=0.1, adversarial_start=0.0)
     train_tokenizer(tiny_pictures(), TOKENIZER, training, Budget(steps=3), tmp_path / "run", **ON_CPU)
 
 
 def test_the_stages_of_a_model_hand_on_patience_and_tracker(tmp_path, monkeypatch, judged):
     opened = []
-    monkeypatch.setattr(running, "open_tracker", lambda name, _, describe, *__: opened.append((name, describe)))
+    monkeypatch.setattr(running, "open_tracker", lambda name, _, stage, *__: opened.append((name, stage)))
     judged(1.0, 2.0, 3.0)
     plan = Plan(
         tokenizer=TOKENIZER,
@@ -223,8 +229,9 @@ def test_the_stages_of_a_model_hand_on_patience_and_tracker(tmp_path, monkeypatc
         patience=1,
         recipe=Sampler(steps=2),
     )
-    tokenizer = tokenizer_stage(tiny_pictures(), plan, tmp_path / "tokenizer", track="wandb", device="cpu")
-    generator_stage(tiny_cache(), tokenizer, plan, tmp_path, track="wandb", device="cpu", dtype="fp32")
+    session = Session("cpu", "fp32", track="wandb")
+    tokenizer = tokenizer_stage(tiny_pictures(), plan, tmp_path / "tokenizer", session)
+    generator_stage(tiny_cache(), tokenizer, plan, tmp_path, session=session)
     assert opened == [("wandb", "tokenizer"), ("wandb", "generator"), ("wandb", "critic")]
     assert "no better held-out loss than 1.000" in (tmp_path / "generator" / "log.jsonl").read_text()
 

@@ -6,19 +6,23 @@ Run as a child process of its own. `STAGE` is tokenizer, generator or critic.
 import os
 import signal
 import sys
+from typing import Any
 
 import torch
 from helpers import tiny_cache, tiny_net, tiny_pictures
 from tiny import NETWORK, TOKENIZER
 
 from maskimg.maskgit import MaskGit
-from maskimg.training.generator import GeneratorTraining, train_critic, train_generator
+from maskimg.training.critic import train_critic
+from maskimg.training.generator import train_generator
 from maskimg.training.loop import checkpoints, run
 from maskimg.training.loop.run import Budget
+from maskimg.training.loop.session import Session
 from maskimg.training.loop.update import Update
-from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from maskimg.training.settings import GeneratorTraining, TokenizerTraining
+from maskimg.training.tokenizer import train_tokenizer
 
-ON_CPU = {"device": "cpu", "dtype": "fp32"}
+ON_CPU: Any = {"session": Session("cpu", "fp32")}
 
 
 def train(stage: str, directory: str, steps: int, *, accumulation: int = 2, batch_size: int = 8) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from helpers import stirred, stopped_at, tiny_cache, tiny_net, tiny_pictures
@@ -18,15 +19,19 @@ from tiny import NETWORK, TOKENIZER
 
 from maskimg import distributed
 from maskimg.data import codes as coding
+from maskimg.data.crops import Versions
 from maskimg.maskgit import MaskGit
-from maskimg.training.generator import GeneratorTraining, train_critic, train_generator
+from maskimg.training.critic import train_critic
+from maskimg.training.generator import train_generator
 from maskimg.training.loop import run, update
 from maskimg.training.loop.run import Budget, Run
+from maskimg.training.loop.session import Session
 from maskimg.training.loop.update import Update
-from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from maskimg.training.settings import GeneratorTraining, TokenizerTraining
+from maskimg.training.tokenizer import train_tokenizer
 from vqgan import Tokenizer
 
-ON_CPU = {"device": "cpu", "dtype": "fp32"}
+ON_CPU: Any = {"session": Session("cpu", "fp32")}
 
 
 def train(stage: str, directory: Path, steps: int, stop: int = 0) -> Run:
@@ -54,7 +59,9 @@ def train(stage: str, directory: Path, steps: int, stop: int = 0) -> Run:
     if stage == "scarce":
         with memory_runs_out(step=3, rank=1):
             return train_generator(tiny_cache(), NETWORK, training, budget, directory, **ON_CPU)[1]
-    return train_generator(tiny_cache(), NETWORK, training, budget, directory, shard=shard, **ON_CPU)[1]
+    return train_generator(
+        tiny_cache(), NETWORK, training, budget, directory, session=Session("cpu", "fp32", shard=shard)
+    )[1]
 
 
 def encode(directory: Path) -> None:
@@ -70,7 +77,7 @@ def encode(directory: Path) -> None:
 
     batch, coding.BATCH, coding._encoded = coding.BATCH, 5, noted
     try:
-        coding.encode_pictures(tokenizer, tiny_pictures(), directory / "codes", versions=2, flip=True)
+        coding.encode_pictures(tokenizer, tiny_pictures(), directory / "codes", views=Versions(2, flip=True))
     finally:
         coding.BATCH, coding._encoded = batch, alone
     (directory / f"encoded-{distributed.rank()}").write_text(str(sizes))

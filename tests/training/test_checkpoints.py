@@ -15,13 +15,15 @@ from torch import nn
 
 from maskimg.data.codes import CodeCache
 from maskimg.networks.transformer import TransformerConfig
-from maskimg.training.generator import GeneratorTraining, train_generator
+from maskimg.training.generator import train_generator
 from maskimg.training.loop import checkpoints
 from maskimg.training.loop.alone import only_trainer
 from maskimg.training.loop.averages import Ema
 from maskimg.training.loop.checkpoints import Checkpoints, fill, read_state, tensors_of
 from maskimg.training.loop.errors import TrainingError
 from maskimg.training.loop.run import Budget, Run
+from maskimg.training.loop.session import Session
+from maskimg.training.settings import GeneratorTraining
 from vqgan import files
 from vqgan.files import ModelError
 
@@ -155,7 +157,7 @@ def test_the_newest_are_kept_and_older_ones_dropped(tmp_path):
 
 def test_a_failing_disk_on_the_way_is_a_warning_and_at_the_end_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("maskimg.training.loop.run.CHECKPOINT_SECONDS", 0.0)
-    run = Run(tmp_path / "run", Budget(steps=3), describe="toy", identity={})
+    run = Run(tmp_path / "run", Budget(steps=3), stage="toy", identity={})
     run.restore(model=nn.Linear(2, 2))
     seen = []
     with monkeypatch.context() as patched, pytest.raises(TrainingError, match="step-000000003` could not be written"):
@@ -169,7 +171,7 @@ def test_a_failing_disk_on_the_way_is_a_warning_and_at_the_end_an_error(tmp_path
 
 
 def test_a_second_trainer_in_a_folder_is_refused_and_told_who_is_there(tmp_path):
-    run = Run(tmp_path, Budget(steps=1), describe="toy", identity={})
+    run = Run(tmp_path, Budget(steps=1), stage="toy", identity={})
     with only_trainer(tmp_path), pytest.raises(TrainingError, match=f"being trained in by process {os.getpid()} on"):
         next(run.steps())
     assert len(list(run.steps())) == 1  # the lock is free again
@@ -248,7 +250,7 @@ def _continue_old(directory: Path, cache: CodeCache, **changes) -> Run:
     shutil.copytree(OLD, directory)
     training = GeneratorTraining(**{"batch_size": 4, **changes})
     config = TransformerConfig(8, (2, 2), dim=8, depth=1, heads=2)
-    return train_generator(cache, config, training, Budget(steps=6), directory, device="cpu", dtype="fp32")[1]
+    return train_generator(cache, config, training, Budget(steps=6), directory, session=Session("cpu", "fp32"))[1]
 
 
 def test_a_run_that_an_earlier_version_began_is_continued(tmp_path):

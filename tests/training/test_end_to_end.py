@@ -38,6 +38,8 @@ def test_train_writes_a_model_whose_loss_fell_and_names_the_bad_file(trained, fo
     assert f"Memorisation: {about['memorisation']['in_words']}." in (trained / "README.md").read_text()
 
     work = trained.with_name("shapes.training")
+    status = json.loads((work / "status.json").read_text())
+    assert (status["state"], status["stage"], status["share"]) == ("done", "critic", 1.0)
     assert "broken.png" in (work / "pictures" / "bad.txt").read_text()
     for stage in ("tokenizer", "generator", "critic"):
         lines = [json.loads(line) for line in (work / stage / "log.jsonl").read_text().splitlines()]

@@ -12,18 +12,12 @@ from maskimg.data.codes import CodeCache
 from maskimg.data.pictures import list_pictures
 from maskimg.drawing.model_files import BUNDLED
 from maskimg.sampler import Sampler
-from maskimg.training.folder import (
-    PRESETS,
-    NetworkSize,
-    Plan,
-    commonest_label,
-    generator_stage,
-    plan_for,
-    usual_side,
-    working_directory,
-)
-from maskimg.training.generator import GeneratorTraining
+from maskimg.training.folder import commonest_label, working_directory
 from maskimg.training.loop.run import Budget
+from maskimg.training.loop.session import Session
+from maskimg.training.plan import PRESETS, NetworkSize, Plan, plan_for, usual_side
+from maskimg.training.settings import GeneratorTraining
+from maskimg.training.stages import generator_stage
 from vqgan import Tokenizer
 from vqgan.quantizer import FiniteScalar
 
@@ -94,7 +88,7 @@ def test_a_critic_is_trained_where_it_is_wanted_and_the_generator_is_not_its_own
         critic_budget=Budget(steps=2),
         recipe=Sampler(steps=2),
     )
-    pipeline = generator_stage(tiny_cache(), Tokenizer(TOKENIZER), plan, tmp_path, device="cpu", dtype="fp32")
+    pipeline = generator_stage(tiny_cache(), Tokenizer(TOKENIZER), plan, tmp_path, session=Session("cpu", "fp32"))
     assert (pipeline.critic is not None) == (judge == "external") == (tmp_path / "critic").is_dir()
     assert pipeline.generator.has_critic == (judge != "none")
     assert (tmp_path / "generator" / "samples.png").is_file()

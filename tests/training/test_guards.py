@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +16,17 @@ from torch import nn
 from maskimg.maskgit import MaskGit
 from maskimg.networks.transformer import TokenCritic
 from maskimg.noise import Chance
-from maskimg.training.generator import Batches, GeneratorTraining, train_generator
+from maskimg.training.batches import Batches
+from maskimg.training.generator import train_generator
 from maskimg.training.loop.errors import TrainingError
 from maskimg.training.loop.order import parts
 from maskimg.training.loop.run import Budget, Run
+from maskimg.training.loop.session import Session
 from maskimg.training.loop.update import Update
-from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from maskimg.training.settings import GeneratorTraining, TokenizerTraining
+from maskimg.training.tokenizer import train_tokenizer
 
-ON_CPU = {"device": "cpu", "dtype": "fp32"}
+ON_CPU: Any = {"session": Session("cpu", "fp32")}
 
 
 class Toy:
@@ -32,7 +36,7 @@ class Toy:
         torch.manual_seed(0)
         self.model = nn.Linear(3, 2)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1, fused=True)
-        self.run = Run(directory, Budget(steps=steps), describe="toy", identity={})
+        self.run = Run(directory, Budget(steps=steps), stage="toy", identity={})
         self.run.restore(model=self.model, optimizer=optimizer)
         self.update = Update(self.run, self.model, {"optimizer": optimizer}, **options)
 
@@ -187,7 +191,7 @@ def _gradients(options: dict, accumulation: int, directory) -> tuple[torch.Tenso
         model.token_critic = TokenCritic(NETWORK)
         model.net.requires_grad_(False)
     model.train()
-    run = Run(directory, Budget(steps=1), describe="toy", identity={})
+    run = Run(directory, Budget(steps=1), stage="toy", identity={})
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
     update = Update(run, model, {"adamw": optimizer}, accumulation=accumulation, clip=None)
     batch = Batches(tiny_cache().part(False), GeneratorTraining(batch_size=10, seed=5), torch.device("cpu"))(4)

@@ -18,7 +18,7 @@ from vqgan.files import ModelError
 
 
 def _run(directory, steps: int = 6, **identity) -> Run:
-    return Run(directory, Budget(steps=steps), describe="toy", identity=identity or {"settings": {"rate": 0.1}})
+    return Run(directory, Budget(steps=steps), stage="toy", identity=identity or {"settings": {"rate": 0.1}})
 
 
 def _train(directory, steps: int = 6, stop: int | None = None, number: int = signal.SIGTERM) -> tuple[nn.Module, Run]:
@@ -300,7 +300,7 @@ def test_checkpoints_are_written_on_the_way(tmp_path, monkeypatch):
 
 
 def test_a_run_of_minutes_ends_in_time(tmp_path):
-    run = Run(tmp_path / "run", Budget(minutes=0.3 / 60), describe="toy", identity={})
+    run = Run(tmp_path / "run", Budget(minutes=0.3 / 60), stage="toy", identity={})
     run.restore(model=nn.Linear(1, 1))
     shares = [progress for _, progress in run.steps()]
     assert run.finished

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from maskimg.cli.main import main
-from maskimg.training import folder
-from maskimg.training.folder import Stopped
+from maskimg.training import stages
+from maskimg.training.loop.errors import Stopped
 from maskimg.training.loop.run import Budget, Run
 from maskimg.training.loop.signals import PATIENCE, Interrupted, Interruptions
 from vqgan.writing import atomic_directory
@@ -203,14 +203,14 @@ def test_a_program_that_nohup_started_outlives_its_terminal(tmp_path):
 
 def test_a_stop_at_the_very_last_step_is_a_stop(tmp_path, monkeypatch):
     """It was taken for the end of the stage, and the next one began."""
-    run = Run(tmp_path, Budget(steps=2), describe="critic", identity={})
+    run = Run(tmp_path, Budget(steps=2), stage="critic", identity={})
     run.restore()
     save = run.save
     monkeypatch.setattr(run, "save", lambda: (os.kill(os.getpid(), signal.SIGTERM), save()))
     assert [step for step, _ in run.steps()] == [0, 1]
     assert run.finished
     with pytest.raises(Stopped, match="stopped at step 2 of the critic"):
-        folder._require_finished(run)
+        stages._require_end(run)
 
 
 def caught(process: subprocess.Popen, number: int) -> bool:

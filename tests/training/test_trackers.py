@@ -9,6 +9,7 @@ from PIL import Image
 
 from maskimg.cli.main import main
 from maskimg.training.loop.run import Budget, Run
+from maskimg.training.loop.session import Session
 from maskimg.training.tracking.trackers import TrackerError, check_tracker, open_tracker
 
 
@@ -40,7 +41,7 @@ def fakes(monkeypatch) -> dict[str, Told]:
 
 
 def _train(directory, track: str | None, steps: int = 100) -> Run:
-    run = Run(directory, Budget(steps=steps), describe="toy", identity={"rate": 0.1}, track=track)
+    run = Run(directory, Budget(steps=steps), stage="toy", identity={"rate": 0.1}, session=Session(track=track))
     run.restore()
     for step, _ in run.steps():
         run.log(loss=float(step))

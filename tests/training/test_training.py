@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,16 +14,21 @@ from tiny import LABELS, NETWORK, TOKENIZER
 from torch import nn
 
 from maskimg.data.codes import CodeCache, encode_pictures
+from maskimg.data.crops import Versions
 from maskimg.data.pictures import Pictures
 from maskimg.evaluation.metrics import code_usage
 from maskimg.maskgit import MaskGit
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
-from maskimg.training import generator as stage
-from maskimg.training.generator import GeneratorTraining, guessed_loss, held_out_loss, train_critic, train_generator
+from maskimg.training import critic
+from maskimg.training.critic import train_critic
+from maskimg.training.evaluations import Preview, guessed_loss, masked_loss
+from maskimg.training.generator import train_generator
 from maskimg.training.loop.run import Budget, Run
-from maskimg.training.tokenizer import TokenizerTraining, train_tokenizer
+from maskimg.training.loop.session import Session
+from maskimg.training.settings import GeneratorTraining, TokenizerTraining
+from maskimg.training.tokenizer import train_tokenizer
 from maskimg.training.tracking.logs import read_log
 from vqgan import Tokenizer, TokenizerConfig
 from vqgan.discriminator import Watchdog
@@ -32,7 +38,7 @@ from vqgan.network import Encoder
 from vqgan.similarity import psnr
 
 STEPS = 6
-ON_CPU = {"device": "cpu", "dtype": "fp32"}
+ON_CPU: Any = {"session": Session("cpu", "fp32")}
 VQ = TokenizerConfig(quantizer="vq", codebook_size=16, codebook_dim=4, channels=(16, 16), decoder_blocks=1)
 
 
@@ -44,7 +50,13 @@ def _tokenizer(directory, config=TOKENIZER, pictures=None, **changes) -> tuple[n
 def _generator(directory, config=NETWORK, cache=None, decode=None, **changes) -> tuple[nn.Module, Run]:
     training = GeneratorTraining(**{"batch_size": 8, **changes})
     return train_generator(
-        cache or tiny_cache(), config, training, Budget(steps=STEPS), directory, decode=decode, **ON_CPU
+        cache or tiny_cache(),
+        config,
+        training,
+        Budget(steps=STEPS),
+        directory,
+        preview=decode and Preview(decode),
+        **ON_CPU,
     )
 
 
@@ -262,8 +274,8 @@ def test_samples_are_shown_on_the_way(tmp_path):
 def test_what_is_held_out_is_judged_with_the_same_masks_each_time():
     model, cache = MaskGit(tiny_net(NETWORK)).eval(), tiny_cache()
     unseen = cache.part(held_out=True)
-    assert held_out_loss(model, unseen) == held_out_loss(model, unseen) > 0
-    assert math.isnan(held_out_loss(model, tiny_cache(held_out=0).part(held_out=True)))
+    assert masked_loss(model, unseen) == masked_loss(model, unseen) > 0
+    assert math.isnan(masked_loss(model, tiny_cache(held_out=0).part(held_out=True)))
 
 
 def test_a_generator_that_has_hardly_learnt_ends_with_a_warning(tmp_path):
@@ -284,12 +296,12 @@ def test_what_is_held_out_is_judged_without_what_training_adds():
     """And the model is left as it was."""
     options = {"label_smoothing": 0.3, "no_replace_prob": 0.4, "random_token_prob": 0.4, "visible_weight": 0.5}
     unseen = tiny_cache().part(held_out=True)
-    plain = held_out_loss(MaskGit(tiny_net(NETWORK)).eval(), unseen)
+    plain = masked_loss(MaskGit(tiny_net(NETWORK)).eval(), unseen)
     model = MaskGit(tiny_net(NETWORK), self_token_critic=True, **options).eval()
-    assert held_out_loss(model, unseen) == pytest.approx(plain, rel=1e-6)
+    assert masked_loss(model, unseen) == pytest.approx(plain, rel=1e-6)
     assert {name: getattr(model, name) for name in options} == options
     # Another schedule makes other masks.
-    assert held_out_loss(MaskGit(tiny_net(NETWORK), schedule="linear").eval(), unseen) != plain
+    assert masked_loss(MaskGit(tiny_net(NETWORK), schedule="linear").eval(), unseen) != plain
 
 
 def test_every_option_of_the_objective_reaches_the_model(tmp_path):
@@ -375,8 +387,8 @@ def test_a_critic_of_before_continues_and_one_for_another_temperature_is_refused
         )[1]  # fmt: skip
 
     with monkeypatch.context() as before:
-        inner = stage._run
-        before.setattr(stage, "_run", lambda *arguments: inner(*arguments[:-1]))  # no temperature in its identity
+        inner = critic.open_run
+        before.setattr(critic, "open_run", lambda *arguments, stage, more: inner(*arguments, stage=stage))  # as it was
         trained(1, Sampler())
     assert trained(2, Sampler()).step == 2
     assert trained(3, Sampler(steps=30, guidance=2.0)).step == 3
@@ -415,11 +427,16 @@ def test_a_generator_trained_in_other_ways_is_saved_whole_and_draws_the_same_aga
 
     order = "critic" if model.has_critic else "confidence"
     pipeline = Pipeline(
-        Tokenizer(TOKENIZER), model, labels=LABELS, recipe=Sampler(steps=4, order=order, guidance=2.0), **ON_CPU
+        Tokenizer(TOKENIZER),
+        model,
+        labels=LABELS,
+        recipe=Sampler(steps=4, order=order, guidance=2.0),
+        device="cpu",
+        dtype="fp32",
     )
     pipeline.save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "heads").is_dir() == bool(model.heads)
-    again = Pipeline.from_pretrained(tmp_path / "model", **ON_CPU)
+    again = Pipeline.from_pretrained(tmp_path / "model", device="cpu", dtype="fp32")
     assert differing(again.generator, model) == []
     assert again.generator.has_critic == model.has_critic
     first, second = (one.generate("bug", seeds=[3, 4]).codes for one in (pipeline, again))
@@ -451,9 +468,9 @@ def test_a_critic_that_is_trained_afterwards_takes_the_place_of_the_self_critic(
         tiny_cache(), model, NETWORK, GeneratorTraining(batch_size=8), Budget(steps=2), tmp_path / "critic", **ON_CPU
     )
     assert model.token_critic is critic
-    pipeline = Pipeline(Tokenizer(TOKENIZER), model, labels=LABELS, **ON_CPU)
+    pipeline = Pipeline(Tokenizer(TOKENIZER), model, labels=LABELS, device="cpu", dtype="fp32")
     pipeline.save_pretrained(tmp_path / "model")
-    assert Pipeline.from_pretrained(tmp_path / "model", **ON_CPU).critic is not None
+    assert Pipeline.from_pretrained(tmp_path / "model", device="cpu", dtype="fp32").critic is not None
 
 
 def test_training_a_critic_leaves_the_generator_as_it_is(tmp_path):
@@ -514,7 +531,7 @@ def digits(tmp_path_factory) -> tuple[float, CodeCache]:
     )
     unseen = normalize(pictures.part(held_out=True).pixels)
     closeness = psnr(tokenizer.decode(tokenizer.encode(unseen)), unseen).mean().item()
-    return closeness, encode_pictures(tokenizer, pictures, folder / "codes", versions=1)
+    return closeness, encode_pictures(tokenizer, pictures, folder / "codes", views=Versions(1))
 
 
 def test_a_tokenizer_learns_digits(digits):
@@ -540,7 +557,7 @@ def test_a_generator_learns_digits(digits, tmp_path):
     logs = shares.log().expand(len(unseen.names), -1, -1, -1)
     by_place = -logs.gather(-1, unseen.codes[0, ..., None]).mean().item()
 
-    assert held_out_loss(model, unseen) < 0.95 * by_place < 0.95 * math.log(16)
+    assert masked_loss(model, unseen) < 0.95 * by_place < 0.95 * math.log(16)
     log = (run.directory / "log.jsonl").read_text()
     assert log.count("held_out_loss") == 10
     assert "hardly learnt" not in log

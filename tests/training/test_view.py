@@ -138,7 +138,7 @@ def test_a_run_shows_itself_on_a_terminal_and_in_its_log(tmp_path, monkeypatch, 
     screen = Screen()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", screen)
-    run = Run(tmp_path / "run", budget, describe="toy", identity={})
+    run = Run(tmp_path / "run", budget, stage="toy", identity={})
     run.restore()
     for step, _ in run.steps():
         run.log(loss=3.0)
@@ -152,7 +152,7 @@ def test_a_run_shows_itself_on_a_terminal_and_in_its_log(tmp_path, monkeypatch, 
 
 
 def test_elsewhere_it_shows_the_bar(tmp_path, capsys):
-    run = Run(tmp_path / "run", Budget(minutes=0.1 / 60), describe="toy", identity={})
+    run = Run(tmp_path / "run", Budget(minutes=0.1 / 60), stage="toy", identity={})
     run.restore()
     for _ in run.steps():
         run.log(loss=3.0)

@@ -7,7 +7,12 @@ import random
 import pytest
 
 from maskimg.training.tracking.logs import read_log
-from maskimg.training.tracking.watch import learning_rate_warning, look_back, overfitting_warning, unlearnt_warning
+from maskimg.training.tracking.watch import (
+    health_warnings,
+    learning_rate_warning,
+    overfitting_warning,
+    unlearnt_warning,
+)
 
 FALLING = [3.0, 2.8, 2.6, 2.4, 2.2, 2.0]
 
@@ -125,7 +130,7 @@ def test_a_figure_that_is_no_number_is_left_out_of_its_series(tmp_path):
 
 def test_a_run_without_a_log_has_told_nothing(tmp_path):
     assert read_log(tmp_path / "log.jsonl").lines == []
-    assert list(look_back(tmp_path, 1e-3)) == []
+    assert list(health_warnings(tmp_path, 1e-3)) == []
 
 
 def test_what_a_log_calls_for_is_found_in_it(tmp_path):
@@ -136,5 +141,5 @@ def test_what_a_log_calls_for_is_found_in_it(tmp_path):
         if i % 10 == 9:
             lines.append({"step": 50 * i + 49, "held_out_loss": 3 + abs(i - 50) / 100})
     _write(tmp_path / "log.jsonl", lines)
-    (sentence,) = look_back(tmp_path, 1e-3)
+    (sentence,) = health_warnings(tmp_path, 1e-3)
     assert "the held-out loss has risen for 5 evaluations, from 3.010 to 3.490" in sentence

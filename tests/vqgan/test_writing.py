@@ -14,11 +14,13 @@ from helpers import tiny_pictures
 from tiny import TOKENIZER, tiny_pipeline
 
 from maskimg.data.codes import encode_pictures, read_codes
+from maskimg.data.crops import Versions
 from maskimg.evaluation.card import amend
 from maskimg.pipeline import Pipeline
-from maskimg.training.folder import Plan, encode_stage
 from maskimg.training.loop.alone import only_trainer, working_in
 from maskimg.training.loop.checkpoints import Checkpoints, TrainingError
+from maskimg.training.plan import Plan
+from maskimg.training.stages import encode_stage
 from vqgan import Tokenizer, files, writing
 
 
@@ -281,10 +283,10 @@ def test_damaged_or_half_deleted_codes_are_made_again_and_nothing_is_lost(damage
 
 
 def test_codes_in_a_place_of_ones_own_are_not_set_aside(tmp_path):
-    encode_pictures(Tokenizer(TOKENIZER), tiny_pictures(6), tmp_path / "codes", versions=1)
+    encode_pictures(Tokenizer(TOKENIZER), tiny_pictures(6), tmp_path / "codes", views=Versions(1))
     _note_in(tmp_path / "codes")
     with pytest.raises(writing.InTheWay, match=r"holds `note\.txt`"):
-        encode_pictures(Tokenizer(TOKENIZER), tiny_pictures(6), tmp_path / "codes", versions=2)
+        encode_pictures(Tokenizer(TOKENIZER), tiny_pictures(6), tmp_path / "codes", views=Versions(2))
 
 
 def test_a_checkpoint_with_a_note_in_it_is_not_removed_and_a_copy_of_one_neither(tmp_path):

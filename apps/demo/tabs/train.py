@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 
-from maskimg.training.folder import PRESETS
+from maskimg.training.plan import PRESETS
 from maskimg_apps.demo import answers, tokens
 from maskimg_apps.demo.runs import number as read_number
 from maskimg_apps.demo.serving.errors import kindly
 from maskimg_apps.demo.serving.models import Models
 from maskimg_apps.demo.serving.pages import models_listed
-from maskimg_apps.demo.trainer import Look, Order, Trainer
+from maskimg_apps.demo.trainer import Snapshot, Trainer, TrainingRequest
 from vqgan import ImageError, load_image
 
 PHASES = ("pictures", "tokenizer", "codes", "generator", "critic")
@@ -27,7 +27,7 @@ ABOUT = (
     "masked, and a critic to doubt them. What they can do is shown here ten times on the way."
 )
 LOCAL = ("localhost", "127.0.0.1", "::1")
-EVERY = 1.0  # seconds between two looks
+EVERY = 1.0  # seconds between two snapshots
 MOST_POINTS, MOST_WARNINGS = 120, 4  # shown of a curve, and of the warnings
 
 
@@ -35,32 +35,9 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
     """The tab; `chosen` is the list of models, which a finished one joins."""
     with gr.Row(elem_classes="mk-run"):
         with gr.Column(scale=2, min_width=300):
-            pictures = gr.Textbox(
-                label="Folder of pictures on this machine",
-                placeholder="/home/me/pictures",
-                info="or a .zip or .tar archive; subfolders become labels",
-                elem_id="train-pictures",
-            )
-            with gr.Accordion("Upload a .zip instead", open=False):
-                upload = gr.File(label="A .zip of up to 16 MB", file_types=[".zip"], height=110, elem_id="train-upload")
-            name = gr.Textbox("my-model", label="Name of the model", max_length=60, elem_id="train-name")
-            with gr.Row():
-                preset = gr.Dropdown(
-                    ["auto", *PRESETS], value="auto", label="Preset", info="auto: what suits it here", min_width=130,
-                    elem_id="train-preset",
-                )  # fmt: skip
-                minutes = gr.Number(
-                    10, label="Minutes", info="of training in all", minimum=0.01, min_width=130, elem_id="train-minutes"
-                )
-            where = gr.HTML(_where(trainer, "my-model"), elem_id="train-where")
-            with gr.Row():
-                start = gr.Button(
-                    "Start", variant="primary", scale=3, min_width=150, elem_id="train-go", elem_classes="mk-go"
-                )
-                stop = gr.Button("Stop", scale=1, min_width=90, elem_id="train-stop", interactive=False)
-            gr.HTML('<p class="mk-hint">Stop keeps what was learnt: Start with the same name goes on.</p>')
+            inputs, name, where, start, stop = _request_column(trainer)
         with gr.Column(scale=3, min_width=320):
-            view = gr.HTML(show_look(Look()), elem_id="train-view")
+            view = gr.HTML(show_snapshot(Snapshot()), elem_id="train-view")
             sheets = {
                 stage: gr.Image(
                     label=words, format="png", interactive=False, buttons=["download", "fullscreen"], visible=False,
@@ -74,14 +51,14 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
     def show(number: Any, seen: Any, request: gr.Request) -> dict[str, Any]:
         with kindly():
             require_here(request)
-            look = trainer.look()
-            marks, pictures = _newer(look, seen, sheets)
-            enabled = not look.active, look.state == "running"
+            snapshot = trainer.snapshot()
+            marks, pictures = _newer(snapshot, seen, sheets)
+            enabled = not snapshot.active, snapshot.state == "running"
             buttons = [answers.update(interactive=each) for each in enabled]
-            listed = models_listed(models, current) if look.state == "done" else answers.update()
-            link = models.address(look.name, seen_from=current) if look.state == "done" else ""
-            values = [show_look(look, link), *pictures, *buttons, answers.update(active=look.active), marks, listed]
-            return {"answers": number, "values": values}
+            listed = models_listed(models, current) if snapshot.state == "done" else answers.update()
+            link = models.address(snapshot.name, seen_from=current) if snapshot.state == "done" else ""
+            shown, ticking = show_snapshot(snapshot, link), answers.update(active=snapshot.active)
+            return {"answers": number, "values": [shown, *pictures, *buttons, ticking, marks, listed]}
 
     def begin(
         number: Any, seen: Any, name: str, pictures: str, upload: str | None, preset: str, minutes: float,
@@ -90,7 +67,9 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
         with kindly():
             require_here(request)
             lasts = read_number("minutes", minutes)
-            trainer.start(Order((name or "").strip(), (pictures or "").strip(), upload or "", preset or "", lasts))
+            trainer.start(
+                TrainingRequest((name or "").strip(), (pictures or "").strip(), upload or "", preset or "", lasts)
+            )
         return show(number, seen, request)
 
     def end(number: Any, seen: Any, request: gr.Request) -> dict[str, Any]:
@@ -100,9 +79,9 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
         return show(number, seen, request)
 
     outputs = [view, *sheets.values(), start, stop, timer, seen, chosen]
-    # Looks follow each other faster than some answers come: each is taken that is newer than what is shown.
+    # Snapshots follow each other faster than some answers come: each is taken that is newer than what is shown.
     options: dict[str, Any] = {"newest": False, "trigger_mode": "once"}
-    answers.wire([start.click], begin, [seen, name, pictures, upload, preset, minutes], outputs, "train", **options)
+    answers.wire([start.click], begin, [seen, *inputs], outputs, "train", **options)
     answers.wire([stop.click], end, [seen], outputs, "train", queue=False, **options)
     answers.wire([timer.tick, page.load], show, [seen], outputs, "train", queue=False, **options)
 
@@ -110,6 +89,33 @@ def train_tab(page: gr.Blocks, trainer: Trainer, models: Models, chosen: gr.Drop
         return {"answers": number, "values": [_where(trainer, (name or "").strip())]}
 
     answers.wire([name.change], tell_where, [name], [where], "train-where", queue=False)
+
+
+def _request_column(trainer: Trainer) -> tuple[list[Any], gr.Textbox, gr.HTML, gr.Button, gr.Button]:
+    """What a person fills in (name, folder, upload, preset, minutes), the name, where it goes, Start and Stop."""
+    pictures = gr.Textbox(
+        label="Folder of pictures on this machine",
+        placeholder="/home/me/pictures",
+        info="or a .zip or .tar archive; subfolders become labels",
+        elem_id="train-pictures",
+    )
+    with gr.Accordion("Upload a .zip instead", open=False):
+        upload = gr.File(label="A .zip of up to 16 MB", file_types=[".zip"], height=110, elem_id="train-upload")
+    name = gr.Textbox("my-model", label="Name of the model", max_length=60, elem_id="train-name")
+    with gr.Row():
+        preset = gr.Dropdown(
+            ["auto", *PRESETS], value="auto", label="Preset", info="auto: what suits it here", min_width=130,
+            elem_id="train-preset",
+        )  # fmt: skip
+        minutes = gr.Number(
+            10, label="Minutes", info="of training in all", minimum=0.01, min_width=130, elem_id="train-minutes"
+        )
+    where = gr.HTML(_where(trainer, "my-model"), elem_id="train-where")
+    with gr.Row():
+        start = gr.Button("Start", variant="primary", scale=3, min_width=150, elem_id="train-go", elem_classes="mk-go")
+        stop = gr.Button("Stop", scale=1, min_width=90, elem_id="train-stop", interactive=False)
+    gr.HTML('<p class="mk-hint">Stop keeps what was learnt: Start with the same name goes on.</p>')
+    return [name, pictures, upload, preset, minutes], name, where, start, stop
 
 
 def require_here(request: gr.Request) -> None:
@@ -125,23 +131,23 @@ def require_here(request: gr.Request) -> None:
         raise ValueError("models can be trained only from the machine itself: open the page at 127.0.0.1")
 
 
-def show_look(look: Look, link: str = "") -> str:
+def show_snapshot(snapshot: Snapshot, link: str = "") -> str:
     """How far it is, as HTML; `link` leads to the finished model."""
-    here = PHASES.index(look.stage) if look.stage in PHASES else -1
-    done = len(PHASES) if look.state == "done" else here
-    kinds = ["done" if i < done else "now" if i == here and look.active else "" for i in range(len(PHASES))]
+    here = PHASES.index(snapshot.stage) if snapshot.stage in PHASES else -1
+    done = len(PHASES) if snapshot.state == "done" else here
+    kinds = ["done" if i < done else "now" if i == here and snapshot.active else "" for i in range(len(PHASES))]
     phases = "".join(f'<li class="mk-{kind}">{phase}</li>' for phase, kind in zip(PHASES, kinds, strict=True))
-    words = look.words[:1].upper() + look.words[1:]
-    parts = [tokens.status(f"{look.name}: {words}" if look.active else words, look.share)]
+    words = snapshot.words[:1].upper() + snapshot.words[1:]
+    parts = [tokens.status(f"{snapshot.name}: {words}" if snapshot.active else words, snapshot.share)]
     parts.append(f'<ol class="mk-phases" aria-label="Stages">{phases}</ol>')
     if link:
-        parts.append(f'<p><a class="mk-open" href="{html.escape(link)}">Open {html.escape(look.name)}</a></p>')
-    if look.state == "idle":
+        parts.append(f'<p><a class="mk-open" href="{html.escape(link)}">Open {html.escape(snapshot.name)}</a></p>')
+    if snapshot.state == "idle":
         parts.append(f'<p class="mk-hint">{ABOUT}</p>')
-    parts += [tokens.note(warning) for warning in look.warnings[-MOST_WARNINGS:]]
-    if len(look.losses) > 1:
-        parts.append(curve(look.losses, f"loss of the {look.stage}"))
-    return f'<div class="mk-training" data-state="{look.state}">{"".join(parts)}</div>'
+    parts += [tokens.note(warning) for warning in snapshot.warnings[-MOST_WARNINGS:]]
+    if len(snapshot.losses) > 1:
+        parts.append(curve(snapshot.losses, f"loss of the {snapshot.stage}"))
+    return f'<div class="mk-training" data-state="{snapshot.state}">{"".join(parts)}</div>'
 
 
 def curve(values: Sequence[float], words: str) -> str:
@@ -159,11 +165,11 @@ def curve(values: Sequence[float], words: str) -> str:
     )
 
 
-def _newer(look: Look, seen: Any, sheets: Mapping[str, gr.Image]) -> tuple[dict[str, Any], list[Any]]:
+def _newer(snapshot: Snapshot, seen: Any, sheets: Mapping[str, gr.Image]) -> tuple[dict[str, Any], list[Any]]:
     """What is seen from now on, and what becomes of the sheets: new pictures where there are others than those seen."""
     marks, updates = {}, []
     before = seen if isinstance(seen, dict) else {}
-    found = dict(look.sheets)
+    found = dict(snapshot.sheets)
     for stage in SHEETS:
         mark = _mark(found[stage]) if stage in found else None
         try:

@@ -32,3 +32,19 @@ class Budget:
 def learning_rate_scale(progress: float, *, warmup: float = 0.02, cooldown: float = 0.4) -> float:
     """Warm-up, constant, linear cool-down to zero: most of a short run's loss falls in the cool-down."""
     return min(1.0, (progress + 1e-3) / warmup, max(0.0, 1 - progress) / cooldown)
+
+
+class Tenths:
+    """When a training is evaluated: each time that another tenth of its budget is used up.
+
+    Args:
+        progress: the share that was used up before.
+    """
+
+    def __init__(self, progress: float):
+        self.reached = int(10 * progress)
+
+    def passed(self, progress: float) -> bool:
+        """Whether a tenth was completed since the last question."""
+        before, self.reached = self.reached, max(self.reached, int(10 * progress))
+        return self.reached > before

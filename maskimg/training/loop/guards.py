@@ -21,8 +21,8 @@ class NonFinite:
         skipped: those of the last hundred steps; part of a run's state.
     """
 
-    def __init__(self, directory: Path, describe: str, warn: Callable[[str], None]):
-        self.directory, self.describe, self.warn = directory, describe, warn
+    def __init__(self, directory: Path, stage: str, warn: Callable[[str], None]):
+        self.directory, self.stage, self.warn = directory, stage, warn
         self.skipped: list[int] = []
         self._late: list[tuple[torch.Tensor, Any, int, dict[str, Any]]] = []
 
@@ -45,7 +45,7 @@ class NonFinite:
             shown = {name: str(value) if isinstance(value, float) else value for name, value in values.items()}
             files.write_json(path, {"step": step, "skipped": self.skipped, **shown})
         raise TrainingError(
-            f"the {self.describe}'s loss or gradient was not finite in {len(self.skipped)} of the last {OF} steps, at "
+            f"the {self.stage}'s loss or gradient was not finite in {len(self.skipped)} of the last {OF} steps, at "
             f"step {step} at last: lower the learning rate, or use `--dtype fp32`; `{path}` holds the details, and the "
             "last checkpoint is good"
         )
@@ -78,7 +78,7 @@ def memory_ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def more_parts(size: int, accumulation: int, describe: str) -> tuple[int, str]:
+def more_parts(size: int, accumulation: int, stage: str) -> tuple[int, str]:
     """Twice as many parts a step, in every process, and a sentence about it.
 
     Raises:
@@ -89,9 +89,7 @@ def more_parts(size: int, accumulation: int, describe: str) -> tuple[int, str]:
     more = min(size // world, 2 * accumulation)
     if more == accumulation:
         each = "one sample" if now == 1 else f"{now} samples"
-        raise TrainingError(
-            f"the {describe} does not fit into memory even with {each} at a time: use a smaller network"
-        )
+        raise TrainingError(f"the {stage} does not fit into memory even with {each} at a time: use a smaller network")
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -104,13 +102,13 @@ def more_parts(size: int, accumulation: int, describe: str) -> tuple[int, str]:
     )
 
 
-def too_large(size: int, accumulation: int, describe: str) -> TrainingError:
+def too_large(size: int, accumulation: int, stage: str) -> TrainingError:
     """What to say where processes are in the midst of an exchange, so that they cannot try again.
 
     Raises:
         TrainingError: a part cannot be smaller.
     """
-    more, _ = more_parts(size, accumulation, describe)
+    more, _ = more_parts(size, accumulation, stage)
     now, half = (-(-size // (distributed.world() * parts)) for parts in (accumulation, more))
     return TrainingError(
         f"{now} samples at a time do not fit into a process's memory: set accumulation to {more}, which leaves the "

@@ -1,4 +1,4 @@
-"""The numbers that a training can be told, and between which ends they make sense."""
+"""The ranges within which the numbers of a training make sense."""
 
 import sys
 from collections.abc import Mapping

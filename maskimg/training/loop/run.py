@@ -25,7 +25,11 @@ from maskimg.training.loop.checkpoints import Checkpoints, fill, read_state, ten
 from maskimg.training.loop.errors import TrainingError
 from maskimg.training.loop.guards import NonFinite
 from maskimg.training.loop.order import batch_indices, step_generator
+from maskimg.training.loop.session import Session
 from maskimg.training.loop.signals import StopSignals
+from maskimg.training.tracking.logs import is_number
+from maskimg.training.tracking.status import NAME as STATUS
+from maskimg.training.tracking.status import StatusFile
 from maskimg.training.tracking.trackers import open_tracker
 from maskimg.training.tracking.view import Line, Live, open_view
 from vqgan import files
@@ -49,7 +53,7 @@ LOG_EVERY = 50  # steps
 class Run:
     """One stage of training in a directory: `steps()` drives the loop.
 
-        run = Run(directory, budget, describe="tokenizer", identity=...)
+        run = Run(directory, budget, stage="tokenizer", identity=...)
         run.restore(model=model, ema=ema, optimizer=optimizer)
         for step, progress in run.steps():
             ...
@@ -63,8 +67,8 @@ class Run:
             allowed.
         defaults: the values of what older checkpoints' identities do not name, because it did not exist yet.
         batch_size: samples a step, to tell how many the run has seen.
-        track: a tracker (see `trackers`) that is told what is logged, too.
-        allow_data_change: go on with other data than before, and say so.
+        session: whether another data set than before is accepted, which tracker receives what is logged, and where the
+            status is written, if not to `directory`.
     """
 
     def __init__(
@@ -72,32 +76,33 @@ class Run:
         directory: str | Path,
         budget: Budget,
         *,
-        describe: str,
+        stage: str,
         identity: dict[str, Any],
         defaults: dict[str, Any] | None = None,
         batch_size: int = 1,
-        track: str | None = None,
-        allow_data_change: bool = False,
+        session: Session = Session(),  # noqa: B008 (frozen)
     ):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
-        self.budget, self.describe, self.batch_size = budget, describe, batch_size
-        self.allow_data_change = allow_data_change
+        self.budget, self.stage, self.batch_size = budget, stage, batch_size
+        self.allow_data_change = session.allow_data_change
+        self.status = session.status or StatusFile(self.directory / STATUS, active=distributed.is_first())
         self.identity = json.loads(json.dumps(identity))
         self.defaults = json.loads(json.dumps(defaults or {}))
         self.step, self.seconds = 0, 0.0
         self.stopped = False
-        self.nonfinite = NonFinite(self.directory, describe, self.warn)
+        self.nonfinite = NonFinite(self.directory, stage, self.warn)
         self._state: dict[str, checkpoints.Part] = {}
         self._saved: int | None = None
         self._ended = False
         self._pending: dict[str, list[torch.Tensor]] = {}
         self._view: Line | Live | None = None
         self._tracking = open_tracker(
-            track if distributed.is_first() else None, self.directory, describe, self.identity, self.say
+            session.track if distributed.is_first() else None, self.directory, stage, self.identity, self.say
         )
         self._spared = False
+        self._started = (0.0, 0, 0.0)  # seconds, step and share when the loop began
 
     @property
     def finished(self) -> bool:
@@ -143,6 +148,7 @@ class Run:
         """
         saved = last = time.perf_counter()
         with torch.random.fork_rng(), self._alone(), StopSignals() as signals, self._open_view() as self._view:
+            self._begin_status()
             stop, _ = self._agree(signals.received, False)
             while not self.finished and not stop:
                 self.seed_torch()
@@ -152,10 +158,14 @@ class Run:
                 self.seconds += now - last
                 last = now
                 self._view.show(self.step, self.seconds, self.budget.progress(self.step, self.seconds))
+                if self.status.due:
+                    self.status.note(**self._progress())
                 stop, due = self._agree(signals.received, now - saved > CHECKPOINT_SECONDS)
                 if due and not stop and not self.finished:
                     self._save_on_the_way()
                     saved = last = time.perf_counter()
+            self.status.note(**self._progress())
+            self.status.write()
             self.save()
             if self._pending:
                 self.write_log()
@@ -181,6 +191,7 @@ class Run:
         if sentence and distributed.is_first():
             self.say(f"warning at step {self.step}: {sentence}")
             self.write_log(warning=sentence)
+            self.status.warn(sentence)
 
     def say(self, sentence: str) -> None:
         """Print a sentence above the progress bar."""
@@ -222,6 +233,8 @@ class Run:
             line["skipped"] = len(self.nonfinite.skipped)
         with self.sparing(), (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        figures = {name: value for name, value in line.items() if name not in ("step", "seconds") and is_number(value)}
+        self.status.note(figures=self.status.status.figures | figures)
         if self._view is not None:
             self._view.add(line)
         if self._tracking is not None:
@@ -268,13 +281,13 @@ class Run:
         others = [change for change in changed if change.name.split(".")[0] != "data"]
         if others:
             raise files.ModelError(
-                f"`{self.directory}` holds a {self.describe} run with {others[0]}: use the same settings to continue "
+                f"`{self.directory}` holds a {self.stage} run with {others[0]}: use the same settings to continue "
                 "it, or another --out to start anew"
             )
         new_data = ", ".join(map(str, changed))
         if new_data and not self.allow_data_change:
             raise files.ModelError(
-                f"`{self.directory}` holds a {self.describe} run of other pictures, with {new_data}: use the same ones "
+                f"`{self.directory}` holds a {self.stage} run of other pictures, with {new_data}: use the same ones "
                 "to continue it, --allow-data-change to go on with these, or another --out to start anew"
             )
         for name, part in self._state.items():
@@ -285,6 +298,23 @@ class Run:
             self.warn(f"going on with other pictures, as was asked: {new_data}")
         else:
             self._saved = self.step
+
+    def _begin_status(self) -> None:
+        self._started = (self.seconds, self.step, self.budget.progress(self.step, self.seconds))
+        self.status.note(
+            stage=self.stage, activity=self.stage, steps=self.budget.steps, of_minutes=self.budget.minutes, figures={},
+            **self._progress(),
+        )  # fmt: skip
+
+    def _progress(self) -> dict[str, Any]:
+        """What the status tells of the loop; rate and time left follow from what was trained since it began."""
+        share = self.budget.progress(self.step, self.seconds)
+        seconds, step, begun = self._started
+        seconds = self.seconds - seconds
+        found = {"step": self.step, "minutes": round(self.seconds / 60, 3), "share": share}
+        found["rate"] = (self.step - step) / seconds if seconds > 0 else None
+        found["seconds_left"] = (1 - share) * seconds / (share - begun) if share > begun else None
+        return found
 
     def _alone(self):
         return only_trainer(self.directory, active=distributed.is_first(), says=False)
@@ -301,7 +331,7 @@ class Run:
     def _open_view(self) -> Line | Live:
         total = self.budget.steps if self.budget.minutes is None else None
         progress = self.budget.progress(self.step, self.seconds)
-        return open_view(self.describe, total, self.step, progress, silent=not distributed.is_first())
+        return open_view(self.stage, total, self.step, progress, silent=not distributed.is_first())
 
 
 def identity_of(training: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Update:
 
     Args:
         module: whose gradients are clipped; the optimizers hold its parameters.
-        called: what the losses call in its place, where that is another (`ranks.replicated`).
+        called: what the losses call in its place where several processes train (`distributed.replicated`).
         exchanges: whether the processes exchange something in a forward pass of `called`, as sharded ones do; then they
             cannot try a step again that did not fit into the memory of one.
         accumulation: parts that each process splits its share of a batch into; doubled when memory runs out, by all
@@ -48,7 +48,7 @@ class Update:
         clip: float | None = CLIP,
     ):
         self.run, self.module, self.optimizers, self.clip = run, module, optimizers, clip
-        self.called, self.exchanges = called, exchanges
+        self.called, self.exchanges = called if distributed.several() else None, exchanges
         self.accumulation = accumulation
         self.norm = torch.zeros(())
         self._steps = 0  # made with so many parts
@@ -97,13 +97,13 @@ class Update:
         """Leave the whole batch's gradient in the parameters; returns its loss."""
         loss = self._attempt(loss_of, size)
         while self._on_trial and any(distributed.highest(loss is None)):
-            self.accumulation, sentence = guards.more_parts(size, self.accumulation, self.run.describe)
+            self.accumulation, sentence = guards.more_parts(size, self.accumulation, self.run.stage)
             self._steps = 0
             self.run.warn(sentence)
             self.run.seed_torch()
             loss = self._attempt(loss_of, size)
         if loss is None:
-            raise guards.too_large(size, self.accumulation, self.run.describe)
+            raise guards.too_large(size, self.accumulation, self.run.stage)
         if self._on_trial:
             distributed.add_gradients(self.module)
         self._steps += 1

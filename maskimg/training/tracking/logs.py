@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """What a run has told so far.
+    """What a run has logged so far.
 
     Attributes:
         lines: one dictionary of figures a step, steps rising.

@@ -76,11 +76,11 @@ def check_tracker(name: str | None) -> None:
 def open_tracker(
     name: str | None,
     directory: Path,
-    describe: str,
+    stage: str,
     config: dict[str, Any],
     say: Callable[[str], None] = print,
 ) -> Tracking | None:
-    """The tracker `name` for the run in `directory`; None for no name. `say` is told if it fails later on.
+    """The tracker `name` for the run in `directory`; None for no name. `say` is called if it fails later on.
 
     A run that is continued goes on under its own name, which is kept in the file `tracker-id`.
 
@@ -91,7 +91,7 @@ def open_tracker(
         return None
     check_tracker(name)
     project = directory.resolve().parent.name.removesuffix(".training") or "maskimg"
-    run_name = f"{describe}-{_identifier(directory)}"
+    run_name = f"{stage}-{_identifier(directory)}"
     makers = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
     try:
         return Tracking(name, makers[name](directory, project, run_name, config), say)

@@ -32,11 +32,11 @@ FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 class Line:
     """tqdm's progress bar. `total` steps, or None where the budget is of minutes."""
 
-    def __init__(self, describe: str, total: int | None, step: int, progress: float, *, silent: bool = False):
-        self.describe, self.total = describe, total
+    def __init__(self, stage: str, total: int | None, step: int, progress: float, *, silent: bool = False):
+        self.stage, self.total = stage, total
         layout = "{desc}: {bar} {postfix}" if total is None else None
         self.bar = tqdm(
-            total=total or 1.0, desc=describe, bar_format=layout, mininterval=1.0, dynamic_ncols=True, disable=silent
+            total=total or 1.0, desc=stage, bar_format=layout, mininterval=1.0, dynamic_ncols=True, disable=silent
         )
         self.bar.n = step if total else progress
         self.shown: dict[str, str] = {}
@@ -54,7 +54,7 @@ class Line:
         # tqdm's own rate means nothing where the total is a share of time, so say rate and time left in words.
         left = seconds / max(progress, 1e-9) - seconds
         self.bar.set_description(
-            f"{self.describe} step {step}, {step / seconds:.1f}/s, {left / 60:.1f} min left", refresh=False
+            f"{self.stage} step {step}, {step / seconds:.1f}/s, {left / 60:.1f} min left", refresh=False
         )
         self.bar.update(progress - self.bar.n)
 
@@ -71,7 +71,7 @@ class Live:
 
     def __init__(
         self,
-        describe: str,
+        stage: str,
         step: int,
         progress: float,
         *,
@@ -79,7 +79,7 @@ class Live:
         clock: Callable[[], float] = time.perf_counter,
         size: Callable[[], os.terminal_size] = shutil.get_terminal_size,
     ):
-        self.describe, self.out, self.clock, self.size = describe, out, clock, size
+        self.stage, self.out, self.clock, self.size = stage, out, clock, size
         self.start: tuple[int, float, float] | None = None  # step, seconds and progress when the view was opened
         self.now = (step, 0.0, progress)
         self.figures: dict[str, list[float]] = {}
@@ -126,7 +126,7 @@ class Live:
 
     def _lines(self, width: int) -> list[str]:
         step, _, progress = self.now
-        head = f"{self.describe:<{LABEL}}step {step:,}{self._pace()}"
+        head = f"{self.stage:<{LABEL}}step {step:,}{self._pace()}"
         bar = progress_bar(progress, min(CURVE, width - LABEL - 8))
         lines = [head, f"{'':<{LABEL}}{bar} {progress:4.0%}"]
         for name, title, written in FIGURES:
@@ -145,13 +145,13 @@ class Live:
         return f", {steps / seconds:.3g}/s, {in_words(left)} left"
 
 
-def open_view(describe: str, total: int | None, step: int, progress: float, *, silent: bool = False) -> Line | Live:
+def open_view(stage: str, total: int | None, step: int, progress: float, *, silent: bool = False) -> Line | Live:
     """Live lines where standard output is a terminal that can draw them, else tqdm's; none where `silent`."""
     if silent:
-        return Line(describe, total, step, progress, silent=True)
+        return Line(stage, total, step, progress, silent=True)
     if sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb") and _writes_bars(sys.stdout):
-        return Live(describe, step, progress, out=sys.stdout)
-    return Line(describe, total, step, progress)
+        return Live(stage, step, progress, out=sys.stdout)
+    return Line(stage, total, step, progress)
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

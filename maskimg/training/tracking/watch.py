@@ -18,7 +18,7 @@ ABOVE = 0.1  # share by which a loss may stand, or swing, above its best
 SPIKE = 5.0  # times the usual gradient norm
 
 
-def look_back(directory: Path, rate: float, *, loss: str = "loss") -> Iterator[str]:
+def health_warnings(directory: Path, rate: float, *, loss: str = "loss") -> Iterator[str]:
     """The warnings that the log in a run's directory calls for, if any.
 
     Args:
@@ -51,7 +51,7 @@ def overfitting_warning(held_out: Sequence[float], training: Sequence[float]) ->
         return None
     return (
         f"the held-out loss has risen for {rises} evaluations, from {start:.3f} to {now:.3f}, while that of training "
-        f"fell from {before:.3f} to {after:.3f}: the pictures are being learnt by heart; stop earlier (`--patience "
+        f"fell from {before:.3f} to {after:.3f}: the pictures are being memorised; stop earlier (`--patience "
         f"{RISES}` does for the generator), use a smaller network or more dropout, or add pictures"
     )
 

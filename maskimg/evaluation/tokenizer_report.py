@@ -1,8 +1,7 @@
-"""How good are reconstructions and samples? Measured with a small classifier trained on the same pictures.
+"""How good are a tokenizer's reconstructions? PSNR, SSIM, the use of codes, and what the judge sees in them.
 
-No pretrained weights are needed, and the Fréchet distance here is no FID: it is in the features of our own classifier,
-and means something only beside its floor (real pictures against real ones). `evaluate_tokenizer` puts it beside what
-needs no network (PSNR, SSIM, the use of codes) and beside LPIPS and rFID, where their networks are at hand.
+The Fréchet distance here is no FID: it is in the features of our own classifier (`judge`), and means something only
+beside its floor (real pictures against real ones). LPIPS and rFID join in where their networks are at hand.
 
 Shapes: n pictures, h w tokens.
 """
@@ -11,106 +10,20 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import reduce
 from PIL import Image
-from torch import nn
 
-from maskimg.data.pictures import Pictures, move
+from maskimg.data.pictures import Pictures
+from maskimg.evaluation.judge import FEW, WEAK, Judge, judged_field
 from maskimg.evaluation.metrics import code_usage, codebook_warning, frechet_distance, monochrome_warning
 from maskimg.evaluation.outside import LPIPS_SMALLEST, Compare, Features, NotMeasured
-from maskimg.hardware import autocast, pick_device, pick_dtype
-from maskimg.training.loop.run import learning_rate_scale, step_generator
-from vqgan import Tokenizer, files, writing
+from vqgan import Tokenizer
 from vqgan.images import error_map, normalize, paired_sheet, to_pil, to_uint8
-from vqgan.network import ResBlock, norm
 from vqgan.similarity import psnr, ssim
 
-FEATURES = 128
 COUNTED = 4000  # training pictures over which the use of codes is counted
-WEAK = 0.2  # a classifier that is right on fewer of the held-out pictures judges little
-FEW = 2 * FEATURES  # below so many pictures a Fréchet distance is mostly chance
-
-
-class Classifier(nn.Module):
-    """Images (b, 3, H, W) in [-1, 1] -> logits (b, classes); `features` are its 128 penultimate activations."""
-
-    def __init__(self, classes: int):
-        super().__init__()
-        self.stages = nn.ModuleList()
-        previous = 3
-        for width in (32, 64, 128):
-            fold = nn.Conv2d(4 * previous, width, 3, padding=1)
-            self.stages.append(nn.Sequential(nn.PixelUnshuffle(2), fold, ResBlock(width)))
-            previous = width
-        self.finish = nn.Sequential(norm(previous), nn.SiLU())
-        self.head = nn.Linear(previous, classes)
-        self.to(memory_format=torch.channels_last)
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.contiguous(memory_format=torch.channels_last)
-        for stage in self.stages:
-            x = stage(x)
-        return reduce(self.finish(x).float(), "b c y x -> b c", "mean")
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(F.dropout(self.features(images), 0.2, self.training))
-
-
-@dataclasses.dataclass(frozen=True)
-class Judge:
-    """A trained classifier and the device and format it runs in."""
-
-    classifier: Classifier
-    device: torch.device
-    dtype: torch.dtype
-
-    @torch.no_grad()
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (n, 3, H, W), uint8 or float in [-1, 1] -> features (n, 128) float32."""
-        parts = []
-        for part in images.split(256):
-            part = (normalize(part) if part.dtype == torch.uint8 else part).to(self.device)
-            with autocast(self.device, self.dtype):
-                parts.append(self.classifier.features(part).float().cpu())
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def accuracy(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Share of images (n, 3, H, W) whose most probable class is `labels` (n,)."""
-        logits = self.classifier.head(self.features(images).to(self.device))
-        return (logits.argmax(-1).cpu() == labels).float().mean().item()
-
-
-def train_judge(
-    pixels: torch.Tensor, labels: torch.Tensor, classes: int, steps: int, *, seed: int = 0, progress=None
-) -> Judge:
-    """Train the classifier on uint8 pixels (n, 3, H, W) and labels (n,), evenly over the classes."""
-    device = pick_device()
-    dtype = pick_dtype("auto", device)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Classifier(classes).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-        model.train()
-        # Rare classes are drawn as often as common ones.
-        weights = 1 / labels.bincount(minlength=classes).clamp(min=1)[labels].float()
-        for step in progress(range(steps), desc="classifier") if progress else range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = 2e-3 * learning_rate_scale(step / steps)
-            generator = step_generator(seed, step)
-            chosen = torch.multinomial(weights, 128, replacement=True, generator=generator)
-            images = normalize(move(pixels[chosen], pixels.shape[-1] // 8, generator)).to(device)
-            with autocast(device, dtype):
-                loss = F.cross_entropy(model(images).float(), labels[chosen].to(device), label_smoothing=0.1)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-    return Judge(model.eval(), device, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +87,7 @@ def evaluate_tokenizer(
 
     Args:
         pictures: of any height and width that the stride divides.
-        judge: as `judge_for` gives it.
+        judge: as `judge.judge_for` gives it.
         lpips, inception: as `maskimg.evaluation.outside` loads them.
         progress: wraps the iteration, such as `tqdm`.
 
@@ -240,7 +153,7 @@ def reconstruction_sheet(
     return paired_sheet(groups, min(columns, len(groups)))
 
 
-def describe(report: TokenizerReport) -> str:
+def summary(report: TokenizerReport) -> str:
     """The report as a table for people, and its warnings."""
     h, w = report.grid
     used = f"of {report.vocab_size:,} codes, over {report.codes_counted:,} counted"
@@ -279,52 +192,9 @@ def _accuracies(report: TokenizerReport) -> str:
     return f"our classifier is right on {report.accuracy_reconstructed:.1%}, on {report.accuracy_real:.1%} of originals"
 
 
-def judge_for(pictures: Pictures, steps: int, *, seed: int = 0, progress=None) -> Judge | NotMeasured:
-    """A classifier of the training pictures' labels, or why there can be none. See `judged_field` for which labels."""
-    if not steps:
-        return NotMeasured("the classifier was left out")
-    field = judged_field(pictures)
-    if field is None:
-        return NotMeasured("needs a folder with labels, to train a classifier on")
-    train = pictures.part(held_out=False)
-    labels, classes = train.labels[:, field], len(list(pictures.fields.values())[field])
-    known = labels < classes
-    if len(labels[known].unique()) < 2:
-        return NotMeasured("needs training pictures of two classes or more")
-    if pictures.size % 8:
-        return NotMeasured("needs pictures whose size is a multiple of 8")
-    return train_judge(train.pixels[known], labels[known], classes, steps, seed=seed, progress=progress)
-
-
-def kept_judge(kept: Path, pictures: Pictures, steps: int, *, progress=None) -> Judge | NotMeasured:
-    """`judge_for`, trained once and kept in the directory `kept`.
-
-    Raises:
-        ModelError: what is kept there knows other classes.
-    """
-    field = judged_field(pictures)
-    if field is None or not files.is_whole(kept):
-        writing.make_way(kept)
-        judge = judge_for(pictures, steps, progress=progress)
-        if not isinstance(judge, NotMeasured):
-            with writing.atomic_directory(kept) as directory:
-                about = {"classes": judge.classifier.head.out_features, "steps": steps}
-                files.write_module(directory, about, judge.classifier)
-        return judge
-    device = pick_device()
-    classifier = files.read_weights(kept, Classifier(len(list(pictures.fields.values())[field])))
-    return Judge(classifier.to(device).eval(), device, pick_dtype("auto", device))
-
-
 def encode_all(tokenizer: Tokenizer, pixels: torch.Tensor, progress=None) -> torch.Tensor:
     """uint8 pictures (n, 3, H, W) -> codes (n, h, w), batch by batch."""
     return _timed(tokenizer.encode, pixels, tokenizer, progress, "encoding")[0]
-
-
-def judged_field(pictures: Pictures) -> int | None:
-    """Which column of labels the judge knows: the field `class`, else the first; None without labels."""
-    fields = list(pictures.fields)
-    return (fields.index("class") if "class" in fields else 0) if fields else None
 
 
 def _timed(
@@ -414,14 +284,14 @@ def _reasons(
     """Why a figure is None, by its name for people."""
     too_few = "needs two pictures or more"
     reasons = {}
-    for name, figure, source, otherwise in (
+    for name, figure, measure, otherwise in (
         ("Fréchet distance", "frechet_distance", judge, too_few),
         ("accuracy kept", "accuracy_kept", judge, "the classifier recognises none of the pictures themselves"),
         ("LPIPS", "lpips", lpips, f"needs pictures of {LPIPS_SMALLEST} pixels or more"),
         ("rFID", "rfid", inception, too_few),
     ):
         if figures.get(figure) is None:
-            reasons[name] = source.reason if isinstance(source, NotMeasured) else otherwise
+            reasons[name] = measure.reason if isinstance(measure, NotMeasured) else otherwise
     return reasons
 
 
