@@ -60,7 +60,7 @@ def layout_of(tensors: Tensors) -> Layout:
     known = ", ".join(dict.fromkeys(layout.title for layout in LAYOUTS))
     example = min(tensors, default="none at all")
     raise ModelError(
-        f"this tokenizer is of none of the known kinds ({known}); the first of its parameters is `{example}`"
+        f"this is a tokenizer of none of the known kinds ({known}); the first of its parameters is `{example}`"
     )
 
 
