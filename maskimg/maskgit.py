@@ -22,8 +22,9 @@ from maskimg.masking import Schedule, elbo_weights, random_mask, random_ratio, s
 from maskimg.network import Modulation, Network, joined, without_gradient
 from maskimg.networks.wrapper import ForeignCritic, ForeignNet, make_sampler, refuse_positional
 from maskimg.noise import Chance, Source, rand, randint
+from maskimg.paper.draws import draw_codes
 from maskimg.sampler import Sampler
-from maskimg.sampling import draw_codes, sample
+from maskimg.sampling import sample
 from maskimg.values import WrongType, shown, whole_number
 
 Given = Condition | torch.Tensor | dict[str, Any] | None  # labels (b, f) alone, or what a foreign network takes

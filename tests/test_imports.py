@@ -24,6 +24,10 @@ PURE = (
     "maskimg.sampler",
     "maskimg.sampling",
     "maskimg.noise",
+    "maskimg.paper.counts",
+    "maskimg.paper.draws",
+    "maskimg.paper.first",
+    "maskimg.paper.orders",
     "maskimg.evaluation.metrics",
 )
 PICTURES_AND_TOKENIZERS = {"PIL", "torchvision", "imageio", "cv2", "gradio", "vqgan", "vector_quantize_pytorch"}

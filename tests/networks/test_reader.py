@@ -11,8 +11,8 @@ from maskimg.conditions import Condition, Context, drop_condition, from_source
 from maskimg.network import joined
 from maskimg.networks.context_encoder import SourceConfig
 from maskimg.networks.transformer import MaskedTransformer, TokenCritic, TransformerConfig
+from maskimg.paper.first import distinct
 from maskimg.sampler import Sampler
-from maskimg.sampling import distinct
 
 WORDS = SourceConfig("words", vocab_size=20, grid=(1, 6), depth=1)
 PICTURE = SourceConfig("picture", vocab_size=16, grid=(2, 2), over=True, depth=1)

@@ -30,8 +30,8 @@ from x_transformers import Encoder, NonAutoregressiveWrapper, TransformerWrapper
 from maskimg.maskgit import Losses, MaskGit
 from maskimg.masking import schedule_named
 from maskimg.noise import gumbel, uniform
+from maskimg.paper.draws import draw_codes
 from maskimg.sampler import Sampler
-from maskimg.sampling import draw_codes
 
 V, N, B = 64, 64, 4
 SEEDS = torch.tensor([0, 1, 2**32 - 1])
