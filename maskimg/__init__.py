@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from maskimg.data.codes import MaskedTokenDataset as MaskedTokenDataset
     from maskimg.data.codes import paired_batches as paired_batches
     from maskimg.drawing.request import Prompt as Prompt
+    from maskimg.interop.nonautoregressive import NonAutoregressiveWrapper as NonAutoregressiveWrapper
     from maskimg.maskgit import Losses as Losses
     from maskimg.maskgit import MaskGit as MaskGit
     from maskimg.masking import token_mask as token_mask
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from maskimg.networks.transformer import MaskedTransformer as MaskedTransformer
     from maskimg.networks.transformer import TokenCritic as TokenCritic
     from maskimg.networks.transformer import TransformerConfig as TransformerConfig
+    from maskimg.paper.objective import Objective as Objective
     from maskimg.pipeline import Pipeline as Pipeline
     from maskimg.pipeline import Result as Result
     from maskimg.sampler import Sampler as Sampler
@@ -36,6 +38,8 @@ _HOMES = {
     "from_source": "conditions",
     "Losses": "maskgit",
     "MaskGit": "maskgit",
+    "NonAutoregressiveWrapper": "interop.nonautoregressive",
+    "Objective": "paper.objective",
     "token_mask": "masking",
     "Pipeline": "pipeline",
     "Result": "pipeline",
@@ -56,6 +60,8 @@ __all__ = [
     "MaskGit",
     "MaskedTokenDataset",
     "MaskedTransformer",
+    "NonAutoregressiveWrapper",
+    "Objective",
     "Pipeline",
     "Prompt",
     "PromptWarning",

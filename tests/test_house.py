@@ -44,14 +44,12 @@ UPWARDS = {
     "maskimg.drawing.edits imports maskimg.pipeline",
     "maskimg.drawing.folders imports maskimg.pipeline",
     "maskimg.evaluation.evaluate imports maskimg.training.loop.run",
-    "maskimg.maskgit imports maskimg.networks.wrapper",
 }
 CIRCLES = {"maskimg.pipeline -> maskimg.drawing.edits -> maskimg.pipeline"}
 LONG_MODULES = {
     "maskimg.data.codes",
     "maskimg.evaluation.evaluate",
     "maskimg.evaluation.quality",
-    "maskimg.maskgit",
     "maskimg.pipeline",
     "maskimg.training.folder",
     "maskimg.training.generator",
@@ -60,8 +58,6 @@ LONG_MODULES = {
 }
 LONG_FUNCTIONS = {
     "maskimg.cli.training:encode",
-    "maskimg.maskgit:__init__",
-    "maskimg.maskgit:generate",
     "maskimg.training.folder:_train_stages",
     "maskimg.training.generator:train_critic",
     "maskimg.training.generator:train_generator",
@@ -73,10 +69,10 @@ LONG_FUNCTIONS = {
     "maskimg_apps.demo.tabs.generate:reconstruct_tab",
     "maskimg_apps.demo.tabs.train:train_tab",
 }
+# Public, and the docstring says why.
+AS_ELSEWHERE = {"maskimg.interop.nonautoregressive:__init__"}
 MANY_PARAMETERS = {
     "maskimg.data.codes:encode_pictures",
-    "maskimg.maskgit:__init__",
-    "maskimg.maskgit:generate",
     "maskimg.pipeline:__init__",
     "maskimg.pipeline:generate",
     "maskimg.pipeline:inpaint",
@@ -229,7 +225,7 @@ def test_the_sampling_loop_fits_on_a_screen():
 
 
 def test_no_function_has_too_many_parameters():
-    assert {name for name, node in functions() if parameters(node) > PARAMETERS} == MANY_PARAMETERS
+    assert {name for name, node in functions() if parameters(node) > PARAMETERS} == MANY_PARAMETERS | AS_ELSEWHERE
 
 
 if __name__ == "__main__":

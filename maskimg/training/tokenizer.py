@@ -15,7 +15,7 @@ from maskimg.evaluation.charts import usage_chart
 from maskimg.evaluation.evaluate import train_judge
 from maskimg.evaluation.metrics import codebook_warning, monochrome_warning
 from maskimg.hardware import autocast, pick_device, pick_dtype
-from maskimg.noise import Chance, Source, rand
+from maskimg.noise import Chance, Rng, rand
 from maskimg.outputs import write_png
 from maskimg.recipe import mark
 from maskimg.training.code_usage import CodeUsage
@@ -272,7 +272,7 @@ class Reconstructed(NamedTuple):
     pixel_loss: torch.Tensor
 
 
-def augment(pixels: torch.Tensor, training: TokenizerTraining, generator: Source) -> torch.Tensor:
+def augment(pixels: torch.Tensor, training: TokenizerTraining, generator: Rng) -> torch.Tensor:
     """uint8 (b, 3, H, W) -> the same, mirrored and moved at random."""
     if training.flip:
         mirrored = rand(generator, "mirror", (len(pixels),)) < 0.5
