@@ -14,7 +14,7 @@ from maskimg.conditions import Condition
 from maskimg.data.codes import CodeCache
 from maskimg.evaluation.metrics import guessing_loss, losses_by_mask_ratio, monochrome_warning, token_accuracy
 from maskimg.hardware import autocast, compile_blocks, compile_fault, pick_device, pick_dtype
-from maskimg.maskgit import CRITIC_TARGETS, MaskGit, Predictions
+from maskimg.maskgit import CRITIC_TARGETS, MaskGit, Objective, Predictions
 from maskimg.masking import schedule_named
 from maskimg.networks.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from maskimg.noise import Chance
@@ -238,7 +238,8 @@ def train_critic(
         torch.manual_seed(training.seed)
         critic = TokenCritic(config).to(where)
     model = generator.to(where).requires_grad_(False)
-    model.token_critic, model.critic_target = critic, training.critic_target
+    model.token_critic = critic
+    model.objective = dataclasses.replace(model.objective, critic_target=training.critic_target)
     model.self_critic = None  # one critic takes the other's place
     called = distributed.replicated(model)
     optimizers = _optimizers(critic, config, training, muon=training.muon)
@@ -296,8 +297,10 @@ def held_out_loss(model: MaskGit, unseen: CodeCache, limit: int = 512) -> float:
     if not len(unseen.labels):
         return float("nan")
     model = copy.copy(model)  # without what training adds to the loss
-    model.label_smoothing, model.visible_weight, model.loss_weight = 0.0, 0.0, "none"
-    model.no_replace_prob, model.random_token_prob = 0.0, 0.0
+    model.objective = dataclasses.replace(
+        model.objective, label_smoothing=0.0, visible_weight=0.0, loss_weight="none",
+        no_replace_prob=0.0, random_token_prob=0.0,
+    )  # fmt: skip
     total = 0.0
     count = min(limit, unseen.codes.shape[1])
     generator = torch.Generator().manual_seed(0)
@@ -387,20 +390,12 @@ def _compile(network: nn.Module, device: torch.device, run: Run) -> None:
 
 
 def _maskgit(config: TransformerConfig, training: GeneratorTraining) -> MaskGit:
+    names = [field.name for field in dataclasses.fields(Objective)]
     return MaskGit(
         MaskedTransformer(config),
-        schedule=training.schedule,
-        condition_drop=training.condition_drop,
-        label_smoothing=training.label_smoothing,
-        loss_weight=training.loss_weight,
-        visible_weight=training.visible_weight,
-        no_replace_prob=training.no_replace_prob,
-        random_token_prob=training.random_token_prob,
+        objective=Objective(**{name: getattr(training, name) for name in names}),
         self_cond=training.self_cond,
-        self_cond_train_prob=training.self_cond_train_prob,
         self_token_critic=training.self_token_critic,
-        critic_loss_weight=training.critic_loss_weight,
-        critic_target=training.critic_target,
     )
 
 
