@@ -40,7 +40,7 @@ def train(side: int, mirror: bool, steps: int, *, dim: int = 64, batch_size: int
     source = SourceConfig("picture", VOCABULARY, grid=(side, side), over=True, depth=1)
     net = MaskedTransformer(TransformerConfig(VOCABULARY, (side, side), dim=dim, depth=2, heads=4, sources=(source,)))
     device = pick_device()
-    model = MaskGit(net, condition_drop=0.1).to(device)
+    model = MaskGit(net).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
     batches = paired_batches(*pairs(side, mirror, 20_000, seed=1), batch_size)
     for step in range(steps):

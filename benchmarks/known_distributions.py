@@ -28,8 +28,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from maskimg.hardware import autocast, compile_blocks, pick_dtype
-from maskimg.maskgit import MaskGit
+from maskimg.maskgit import MaskGit, Objective
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
+from maskimg.networks.wrapper import ForeignNet
 from maskimg.sampler import Sampler
 from maskimg.sampling import sample
 from maskimg.training.loop.run import learning_rate_scale, step_generator
@@ -327,7 +328,7 @@ def train(truth: Truth, cache: Path | None) -> MaskGit:
     with torch.random.fork_rng():
         torch.manual_seed(how.seed)
         net = MaskedTransformer(TransformerConfig(truth.vocab_size, truth.grid, **size))
-    model = MaskGit(net, schedule=how.schedule, loss_weight=how.loss_weight)
+    model = MaskGit(net, objective=Objective(schedule=how.schedule, loss_weight=how.loss_weight))
     torch.compiler.reset()
     compile_blocks(net, CPU)
 
@@ -448,7 +449,7 @@ def run(truth: Truth, cache: Path | None) -> dict[str, Any]:
     """Everything about one distribution."""
     started = time.process_time()
     models = {
-        "oracle": MaskGit(truth.oracle(), mask_id=truth.vocab_size, grid=truth.grid).eval(),
+        "oracle": MaskGit(ForeignNet(truth.oracle(), truth.vocab_size, truth.grid)).eval(),
         "trained": train(truth, cache),
     }
     results: dict[str, Any] = {

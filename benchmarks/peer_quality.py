@@ -51,6 +51,7 @@ from maskimg.evaluation.outside import NotMeasured
 from maskimg.hardware import autocast, pick_device, pick_dtype
 from maskimg.maskgit import MaskGit
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
+from maskimg.networks.wrapper import ForeignNet
 from maskimg.sampler import Sampler
 from maskimg.training.generator import train_generator
 from maskimg.training.loop import run as training_run
@@ -296,7 +297,7 @@ def _to_float(module: nn.Module, given: Any, output: Any) -> Any:
 
 
 def as_ours(net: nn.Module, config: TransformerConfig) -> MaskGit:
-    return MaskGit(net, mask_id=config.vocab_size, grid=config.grid)
+    return MaskGit(ForeignNet(net, config.vocab_size, config.grid))
 
 
 class AsTheirs(nn.Module):

@@ -18,7 +18,7 @@ from torch import nn
 from maskimg.drawing.edits import generation
 from maskimg.drawing.request import Request
 from maskimg.hardware import can_compile, compile_blocks
-from maskimg.maskgit import MaskGit
+from maskimg.maskgit import MaskGit, Objective
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
@@ -70,7 +70,7 @@ class Player:
 
 def maskimg(size: Size, device: torch.device, *, equal: bool = True) -> Player:
     net = MaskedTransformer(_config(size))
-    model = MaskGit(net, schedule="cosine" if equal else "arccos").to(device)
+    model = MaskGit(net, objective=Objective(schedule="cosine" if equal else "arccos")).to(device)
 
     def draw(batch: int, steps: int) -> torch.Tensor:
         sampler = Sampler(steps=steps, order="confidence") if equal else Sampler(steps=steps)

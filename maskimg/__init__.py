@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from maskimg.drawing.request import Request as Request
     from maskimg.drawing.runner import Progress as Progress
     from maskimg.drawing.runner import Result as Result
+    from maskimg.interop.nonautoregressive import NonAutoregressiveWrapper as NonAutoregressiveWrapper
     from maskimg.maskgit import Losses as Losses
     from maskimg.maskgit import MaskGit as MaskGit
     from maskimg.masking import token_mask as token_mask
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from maskimg.networks.transformer import MaskedTransformer as MaskedTransformer
     from maskimg.networks.transformer import TokenCritic as TokenCritic
     from maskimg.networks.transformer import TransformerConfig as TransformerConfig
+    from maskimg.paper.objective import Objective as Objective
     from maskimg.pipeline import Pipeline as Pipeline
     from maskimg.sampler import Sampler as Sampler
     from maskimg.sampling import Step as Step
@@ -39,6 +41,8 @@ _HOMES = {
     "from_source": "conditions",
     "Losses": "maskgit",
     "MaskGit": "maskgit",
+    "NonAutoregressiveWrapper": "interop.nonautoregressive",
+    "Objective": "paper.objective",
     "token_mask": "masking",
     "Pipeline": "pipeline",
     "Request": "drawing.request",
@@ -62,6 +66,8 @@ __all__ = [
     "MaskGit",
     "MaskedTokenDataset",
     "MaskedTransformer",
+    "NonAutoregressiveWrapper",
+    "Objective",
     "Pipeline",
     "Progress",
     "PromptWarning",

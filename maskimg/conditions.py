@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from maskimg.noise import Source, rand
+from maskimg.noise import Rng, rand
 from maskimg.values import WrongType, shown, text
 
 Label = str | Mapping[str, str] | None
@@ -126,9 +126,7 @@ def null_labels(labels: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     return torch.tensor(sizes, device=labels.device).expand_as(labels)
 
 
-def drop_condition(
-    condition: Condition, sizes: Sequence[int], probability: float, generator: Source = None
-) -> Condition:
+def drop_condition(condition: Condition, sizes: Sequence[int], probability: float, rng: Rng = None) -> Condition:
     """For training: each field and sequence of an image is lost with `probability`.
 
     Half of that is the loss of all of them together, as guidance by the whole condition needs it; in the other half
@@ -141,12 +139,12 @@ def drop_condition(
     parts = (0 if labels is None else labels.shape[1]) + len(contexts)
     together = probability if parts == 1 else probability / 2
     alone = (probability - together) / (1 - together) if together < 1 else 0.0
-    all_of_it = rand(generator, "labels", (b, 1)) < together
+    all_of_it = rand(rng, "labels", (b, 1)) < together
     if labels is not None:
-        dropped = all_of_it | (rand(generator, "fields", tuple(labels.shape)) < alone)
+        dropped = all_of_it | (rand(rng, "fields", tuple(labels.shape)) < alone)
         labels = torch.where(dropped.to(labels.device), null_labels(labels, sizes), labels)
     if contexts:
-        dropped = all_of_it | (rand(generator, "contexts", (b, len(contexts))) < alone)
+        dropped = all_of_it | (rand(rng, "contexts", (b, len(contexts))) < alone)
         for column, name in zip(dropped.unbind(1), sorted(contexts), strict=True):
             values, present = contexts[name]
             contexts[name] = Context(values, present & ~column[:, None].to(present.device))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from maskimg.noise import Source, rand
+from maskimg.noise import Rng, rand
 
 Schedule = Callable[[torch.Tensor], torch.Tensor]
 
@@ -100,19 +100,19 @@ def schedule_named(schedule: str | Schedule) -> Schedule:
 
 
 def random_mask(
-    codes: torch.Tensor, schedule: str | Schedule, generator: Source = None, fixed: torch.Tensor | None = None
+    codes: torch.Tensor, schedule: str | Schedule, rng: Rng = None, fixed: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For training: codes (b, h, w) -> masked (b, h, w) bool, and the schedule's r (b,) that it came from.
 
     Exactly ceil(max(1, gamma(r) n)) are True in each image. r is uniform on [0, 1) and the positions are a uniform
-    subset, both drawn on the CPU from `generator`.
+    subset, both drawn on the CPU from `rng`.
 
     Args:
         fixed: (h, w) bool on the CPU, True where nothing is ever masked; n counts the others.
     """
     b, h, w = codes.shape
-    r = random_ratio(b, generator)
-    chance = rand(generator, "order", (b, h * w))
+    r = random_ratio(b, rng)
+    chance = rand(rng, "order", (b, h * w))
     if fixed is None:
         counts = training_counts(r, schedule, h * w)
         ranks = chance.argsort(dim=-1, stable=True)  # a uniform permutation in each row
@@ -123,9 +123,9 @@ def random_mask(
     return rearrange(ranks < counts[:, None], "b (h w) -> b h w", h=h).to(codes.device), r
 
 
-def random_ratio(b: int, generator: Source = None) -> torch.Tensor:
+def random_ratio(b: int, rng: Rng = None) -> torch.Tensor:
     """The schedule's r (b,) float64, uniform."""
-    return rand(generator, "ratio", (b,), torch.float64)
+    return rand(rng, "ratio", (b,), torch.float64)
 
 
 def training_counts(r: torch.Tensor, schedule: str | Schedule, n: int) -> torch.Tensor:

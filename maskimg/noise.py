@@ -33,7 +33,7 @@ def gumbel(u: torch.Tensor) -> torch.Tensor:
 
 
 # What training draws; a purpose's place is its stream, so new ones go to the end.
-PURPOSES = ("sample", "version", "mirror", "move", "labels", "fields", "ratio", "order", "keep", "code", "look")
+PURPOSES = ("sample", "version", "mirror", "move", "labels", "fields", "ratio", "order", "keep", "code", "self_cond")
 PURPOSES += ("temperature", "draw", "contexts", "caption")
 
 
@@ -88,21 +88,21 @@ class Chance:
         return self.of(torch.zeros(1, dtype=torch.int64)).rand(purpose).item()
 
 
-Source = torch.Generator | Chance | None
+Rng = torch.Generator | Chance | None  # where randomness comes from in training; None is torch's own
 
 
-def rand(source: Source, purpose: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def rand(rng: Rng, purpose: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Uniforms (b, ...) on the CPU from a torch.Generator, torch's own (None), or a Chance."""
-    if isinstance(source, Chance):
-        return source.rand(purpose, *shape[1:], dtype=dtype)
-    return torch.rand(shape, dtype=dtype, generator=source)
+    if isinstance(rng, Chance):
+        return rng.rand(purpose, *shape[1:], dtype=dtype)
+    return torch.rand(shape, dtype=dtype, generator=rng)
 
 
-def randint(source: Source, purpose: str, low: int, high: int, shape: tuple[int, ...]) -> torch.Tensor:
+def randint(rng: Rng, purpose: str, low: int, high: int, shape: tuple[int, ...]) -> torch.Tensor:
     """Whole numbers (b, ...) in [low, high), on the CPU."""
-    if isinstance(source, Chance):
-        return source.randint(purpose, low, high, *shape[1:])
-    return torch.randint(low, high, shape, generator=source)
+    if isinstance(rng, Chance):
+        return rng.randint(purpose, low, high, *shape[1:])
+    return torch.randint(low, high, shape, generator=rng)
 
 
 def _words(seeds: torch.Tensor, step: int, stream: int, count: int) -> torch.Tensor:

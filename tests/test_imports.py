@@ -24,6 +24,15 @@ PURE = (
     "maskimg.sampler",
     "maskimg.sampling",
     "maskimg.noise",
+    "maskimg.paper.checks",
+    "maskimg.paper.counts",
+    "maskimg.paper.dialect",
+    "maskimg.paper.draws",
+    "maskimg.paper.first",
+    "maskimg.paper.guidance",
+    "maskimg.paper.objective",
+    "maskimg.paper.orders",
+    "maskimg.paper.self_conditioning",
     "maskimg.evaluation.metrics",
 )
 PICTURES_AND_TOKENIZERS = {"PIL", "torchvision", "imageio", "cv2", "gradio", "vqgan", "vector_quantize_pytorch"}

@@ -24,7 +24,7 @@ from maskimg.data.pictures import Pictures
 from maskimg.data.sources import DataError
 from maskimg.networks.words import NAME as WORDS
 from maskimg.networks.words import Words, encode_captions
-from maskimg.noise import Source, rand
+from maskimg.noise import Rng, rand
 from vqgan import Tokenizer, files, writing
 from vqgan.images import normalize
 
@@ -157,7 +157,7 @@ class CodeCache:
         context = encode_captions(words, captions or [""], directory, progress=progress)
         return dataclasses.replace(self, words=Captions(context, count.cumsum(0) - count, count))
 
-    def condition(self, rows: torch.Tensor, version: torch.Tensor | int = 0, generator: Source = None) -> Condition:
+    def condition(self, rows: torch.Tensor, version: torch.Tensor | int = 0, generator: Rng = None) -> Condition:
         """What pictures `rows` (p,) are drawn from, in these views: labels, a caption and an input picture each.
 
         Args:

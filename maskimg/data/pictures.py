@@ -14,7 +14,7 @@ import torch
 from maskimg.data import libraries
 from maskimg.data.listing import Listing, list_picture_files
 from maskimg.data.sources import Content, DataError, Entry, open_content, text
-from maskimg.noise import Source, randint
+from maskimg.noise import Rng, randint
 from vqgan import files, writing
 from vqgan.images import MAX_PIXELS, ImageError, fit_square
 
@@ -186,7 +186,7 @@ def _decode(listing: Listing, size: int, path: Path, max_pixels: int, progress) 
     return bad
 
 
-def move(pixels: torch.Tensor, reach: int, generator: Source) -> torch.Tensor:
+def move(pixels: torch.Tensor, reach: int, generator: Rng) -> torch.Tensor:
     """uint8 (b, 3, H, W), each moved by up to `reach` pixels at random; edges are repeated where they move in."""
     b, size = len(pixels), pixels.shape[-1]
     offsets = randint(generator, "move", -reach, reach + 1, (b, 2))

@@ -13,7 +13,7 @@ import torch
 from maskimg.conditions import Condition, as_condition
 from maskimg.maskgit import MaskGit
 from maskimg.sampler import Sampler
-from maskimg.sampling import Step, check_finite, make_plan, sample_steps
+from maskimg.sampling import Step, check_finite, make_counts, sample_steps
 
 KEPT = 6  # recordings; each holds the memory of its own intermediate results
 
@@ -61,10 +61,10 @@ class GraphedSampler:
         seeds = seeds.clone()
         h, w = self.model.grid
         masked = torch.full((len(seeds), h, w), self.model.mask_id, device=seeds.device)
-        plan = make_plan(torch.full((len(seeds),), h * w), sampler, seeds.device)
+        counts = make_counts(torch.full((len(seeds),), h * w), sampler, seeds.device)
 
         def draw() -> Step:
-            *_, last = sample_steps(self.model, masked, condition, sampler, seeds, complete=False, plan=plan)
+            *_, last = sample_steps(self.model, masked, condition, sampler, seeds, complete=False, counts=counts)
             return last
 
         side = torch.cuda.Stream()

@@ -1,6 +1,4 @@
-"""Networks of other libraries inside MaskGit: anything that maps flat codes (b, n) to logits (b, n, v or v + 1).
-
-And the Sampler that x-transformers' own names for the numbers of the loop mean.
+"""Networks of other libraries with a Network's face: anything that maps flat codes (b, n) to logits (b, n, v or v + 1).
 
 x-transformers' `TransformerWrapper` is one, and the only kind that can be self-conditioned or be its own critic: that
 takes features, not only logits.
@@ -8,9 +6,7 @@ takes features, not only logits.
 Shapes: b sequences, h w = n codes, v codes, d features.
 """
 
-import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,21 +14,13 @@ from einops import rearrange
 from torch import nn
 
 from maskimg.conditions import Condition
-from maskimg.masking import Schedule, masked_counts
-from maskimg.sampler import Sampler
 
-# What x-transformers' NonAutoregressiveWrapper has where MaskGit has a condition or takes nothing.
-POSITIONAL = {
-    "MaskGit": ("mask_id", "steps", "self_cond", "self_cond_train_prob", "no_replace_prob", "random_token_prob"),
-    "MaskGit.forward": ("only_train_generator", "only_train_critic", "generator_sample_temperature"),
-    "MaskGit.generate": ("start_temperature", "filter_thres", "noise_level_scale"),
-}
-
-Extras = Mapping[str, Any] | None  # further arguments of the network, such as x-transformers' `context`
+# Further arguments of the network, such as x-transformers' `context`; a Condition only if it holds nothing.
+Extras = Mapping[str, Any] | Condition | None
 
 
 class ForeignNet(nn.Module):
-    """Gives a foreign network the face that MaskGit asks for; its codes are a grid of one row if no grid is given.
+    """Gives a network of another library the face that MaskGit asks for; without a grid its codes are one row.
 
     Raises:
         ValueError: the sizes do not fit together.
@@ -46,7 +34,7 @@ class ForeignNet(nn.Module):
         length: int | None = getattr(net, "max_seq_len", None)
         if mask_id is None:
             if tokens is None:
-                raise ValueError("give mask_id: this network does not tell its num_tokens")
+                raise ValueError("give mask_id: this network has no num_tokens")
             mask_id = tokens - 1
         if tokens is not None and mask_id != tokens - 1:
             raise ValueError(
@@ -54,7 +42,7 @@ class ForeignNet(nn.Module):
                 "renumber the codes"
             )
         if grid is None and length is None:
-            raise ValueError("give grid: this network does not tell its max_seq_len")
+            raise ValueError("give grid: this network has no max_seq_len")
         if grid is not None and length is not None and grid[0] * grid[1] != length:
             raise ValueError(
                 f"a grid of {grid} has {grid[0] * grid[1]} codes, but the network's max_seq_len is {length}"
@@ -83,6 +71,17 @@ class ForeignNet(nn.Module):
             raise ValueError(f"expected {self.vocab_size} logits a token, or one more for MASK, got {logits.shape[-1]}")
         return logits[..., : self.vocab_size]
 
+    def check_guidance(self, *guidance: float) -> None:
+        """Nothing to refuse: there are no labels, so guidance is never on."""
+
+    def check_condition(self, given: Extras | torch.Tensor, b: int) -> None:
+        """Refuse labels, for b sequences or any number.
+
+        Raises:
+            ValueError: there are labels, which this network does not know.
+        """
+        _by_name(given)
+
     def cross_entropy(self, features: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
         """Features (m, d) and the right codes (m,) -> (m,) nats in fp32."""
         return nn.functional.cross_entropy(
@@ -101,13 +100,17 @@ class ForeignTrunk(nn.Module):
     def forward(
         self, codes: torch.Tensor, condition: Extras = None, sum_embeds: torch.Tensor | None = None
     ) -> torch.Tensor:
-        extras = dict(condition or {})
+        extras = _by_name(condition)
         if sum_embeds is not None:
             extras["sum_embeds"] = rearrange(sum_embeds, "b h w d -> b (h w) d")
         if self.has_features:
             extras["return_embeddings"] = True
         features = self.net(rearrange(codes, "b h w -> b (h w)"), **extras)
         return rearrange(features, "b (h w) d -> b h w d", h=codes.shape[1])
+
+    def modulation(self, condition: Extras, b: int) -> dict[str, Any]:
+        """What `forward` takes in every step."""
+        return _by_name(condition)
 
 
 class ForeignCritic(nn.Module):
@@ -118,56 +121,16 @@ class ForeignCritic(nn.Module):
         self.net = net
 
     def forward(self, codes: torch.Tensor, condition: Extras = None) -> torch.Tensor:
-        logits = self.net(rearrange(codes, "b h w -> b (h w)"), **dict(condition or {}))
+        logits = self.net(rearrange(codes, "b h w -> b (h w)"), **_by_name(condition))
         return rearrange(logits, "b (h w) 1 -> b h w", h=codes.shape[1])
 
 
-def refuse_positional(call: str, others: tuple[Any, ...], condition: Any = None) -> None:
-    """Refuse options given by their place, as x-transformers takes them: `others`, or a number for the condition.
+def _by_name(extras: Extras | torch.Tensor) -> dict[str, Any]:
+    """Further arguments by name.
 
     Raises:
-        TypeError: with the options' names; or the condition is none.
+        ValueError: they are labels or a Condition that holds something.
     """
-    if isinstance(condition, int | float):
-        others = (condition, *others)
-    elif not (condition is None or isinstance(condition, Condition | torch.Tensor | Mapping)):
-        raise TypeError(
-            f"the condition of `{call}` must be a tensor of labels (b, f), a Condition or None, "
-            f"got a {type(condition).__name__}"
-        )
-    if not others:
-        return
-    meant = zip(POSITIONAL[call], others, strict=False)
-    spelled = ", ".join(f"{name}={value if isinstance(value, int | float) else '...'}" for name, value in meant)
-    raise TypeError(f"`{call}` takes its options by name: write `{spelled}`")
-
-
-def make_sampler(
-    steps: int,
-    schedule: str | Schedule,
-    *,
-    tokens: int,
-    vocab_size: int,
-    start_temperature: float | None = None,
-    filter_thres: float | None = None,
-    noise_level_scale: float | None = None,
-    **rest: Any,
-) -> Sampler:
-    """What x-transformers' NonAutoregressiveWrapper calls its numbers, as a Sampler; `rest` are fields of it.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-    if start_temperature is not None:
-        falling = [start_temperature * (steps - 1 - i) / steps for i in range(steps)]
-        rest["token_temperature"] = tuple(max(temperature, 0.001) for temperature in falling)
-    if filter_thres is not None:
-        if not 0 <= filter_thres <= 1:
-            raise ValueError(f"filter_thres must be in [0, 1], got {filter_thres}")
-        rest["top_k"] = max(1, math.ceil((1 - filter_thres) * vocab_size))
-    if noise_level_scale is not None:
-        rest["choice_temperature"] = noise_level_scale
-    if callable(schedule) and steps >= 1:  # a Sampler knows schedules by name: give it the counts instead
-        left = [tokens, *masked_counts(torch.tensor([tokens]), steps, schedule)[0].tolist()]
-        rest["counts"] = tuple(before - after for before, after in pairwise(left) if before > after)
-    return Sampler(steps=steps, schedule=schedule if isinstance(schedule, str) else "cosine", **rest)
+    if isinstance(extras, torch.Tensor) or (isinstance(extras, Condition) and extras.tensors):
+        raise ValueError("this network knows no labels: give what else it takes by name")
+    return dict(extras) if isinstance(extras, Mapping) else {}

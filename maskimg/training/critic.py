@@ -1,5 +1,6 @@
 """Training a token critic: which codes has the finished generator got wrong? (Lezama et al. 2022)"""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -44,7 +45,8 @@ def train_critic(
         torch.manual_seed(training.seed)
         critic = TokenCritic(config).to(session.place)
     model = generator.to(session.place).requires_grad_(False)
-    model.token_critic, model.critic_target = critic, training.critic_target
+    model.token_critic = critic
+    model.objective = dataclasses.replace(model.objective, critic_target=training.critic_target)
     model.self_critic = None  # one critic takes the other's place
     called = distributed.replicated(model)
     optimizers = make_optimizers(critic, config, training, muon=training.muon)

@@ -125,8 +125,10 @@ def masked_loss(model: MaskGit, grids: CodeCache, limit: int = 512) -> float:
     if not len(grids.labels):
         return float("nan")
     model = copy.copy(model)  # without what training adds to the loss
-    model.label_smoothing, model.visible_weight, model.loss_weight = 0.0, 0.0, "none"
-    model.no_replace_prob, model.random_token_prob = 0.0, 0.0
+    model.objective = dataclasses.replace(
+        model.objective, label_smoothing=0.0, visible_weight=0.0, loss_weight="none",
+        no_replace_prob=0.0, random_token_prob=0.0,
+    )  # fmt: skip
     total = 0.0
     count = min(limit, grids.codes.shape[1])
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from torch import nn
 from maskimg import distributed
 from maskimg.data.codes import CodeCache
 from maskimg.hardware import compile_blocks, compile_fault
-from maskimg.maskgit import MaskGit
+from maskimg.maskgit import MaskGit, Objective
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.training.batches import Batches
 from maskimg.training.evaluations import Evaluation, Preview, prediction_figures
@@ -128,20 +128,12 @@ def open_run(
 
 def make_maskgit(config: TransformerConfig, training: GeneratorTraining) -> MaskGit:
     """An untrained network with the objective that it is trained by."""
+    names = [field.name for field in dataclasses.fields(Objective)]
     return MaskGit(
         MaskedTransformer(config),
-        schedule=training.schedule,
-        condition_drop=training.condition_drop,
-        label_smoothing=training.label_smoothing,
-        loss_weight=training.loss_weight,
-        visible_weight=training.visible_weight,
-        no_replace_prob=training.no_replace_prob,
-        random_token_prob=training.random_token_prob,
+        objective=Objective(**{name: getattr(training, name) for name in names}),
         self_cond=training.self_cond,
-        self_cond_train_prob=training.self_cond_train_prob,
         self_token_critic=training.self_token_critic,
-        critic_loss_weight=training.critic_loss_weight,
-        critic_target=training.critic_target,
     )
 
 

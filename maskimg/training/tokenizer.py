@@ -13,7 +13,7 @@ from maskimg.data.pictures import Pictures, move
 from maskimg.evaluation.charts import usage_chart
 from maskimg.evaluation.judge import train_judge
 from maskimg.evaluation.metrics import codebook_warning, monochrome_warning
-from maskimg.noise import Chance, Source, rand
+from maskimg.noise import Chance, Rng, rand
 from maskimg.outputs import write_png
 from maskimg.recipe import mark
 from maskimg.training.adversary import Adversary, Reconstructed, adamw
@@ -183,7 +183,7 @@ class PictureBatch:
         return normalize(pixels).to(self.batches.device), own.share
 
 
-def augment(pixels: torch.Tensor, training: TokenizerTraining, generator: Source) -> torch.Tensor:
+def augment(pixels: torch.Tensor, training: TokenizerTraining, generator: Rng) -> torch.Tensor:
     """uint8 (b, 3, H, W) -> the same, mirrored and moved at random."""
     if training.flip:
         mirrored = rand(generator, "mirror", (len(pixels),)) < 0.5

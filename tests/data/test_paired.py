@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import PLAIN, random_codes, tiny_critic, tiny_net
+from helpers import PLAIN, maskgit, random_codes, tiny_critic, tiny_net
 from x_transformers import Encoder, NonAutoregressiveWrapper, TransformerWrapper
 
+import maskimg
 from maskimg import MaskGit
 from maskimg.data.datasets import paired_batches
 from maskimg.data.sources import DataError
@@ -83,7 +84,7 @@ def test_a_prefix_is_never_masked_and_the_others_as_often_as_their_number_asks()
 def test_a_prefix_is_never_scored(loss_weight, visible_weight):
     if loss_weight == "elbo" and visible_weight:
         return
-    model = MaskGit(
+    model = maskgit(
         tiny_net(), token_critic=tiny_critic(), loss_weight=loss_weight, visible_weight=visible_weight,
         schedule="linear",
     )  # fmt: skip
@@ -107,7 +108,7 @@ def test_a_prefix_is_never_scored(loss_weight, visible_weight):
 
 
 def test_constant_logits_give_ln_v_whatever_is_fixed():
-    model = MaskGit(tiny_net(), loss_weight="elbo", schedule="linear")
+    model = maskgit(tiny_net(), loss_weight="elbo", schedule="linear")
     model.net.trunk.final.data.zero_()
     model.net.trunk.final.data[0] = -1  # features are 0
     model.net.bias.data.zero_()
@@ -143,11 +144,9 @@ def test_with_the_reference_s_own_cross_attention_the_loss_is_the_reference_s(mo
     )
     for parameter in net.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
-    options = {"no_replace_prob": 0.0, "random_token_prob": 0.0}
-    theirs = NonAutoregressiveWrapper(
-        net, mask_id=16, schedule="cosine", use_simple_mdlm_loss_weight=False, **options
-    ).eval()
-    ours = MaskGit(net, mask_id=16, schedule="cosine", **options).eval()
+    options = {"no_replace_prob": 0.0, "random_token_prob": 0.0, "use_simple_mdlm_loss_weight": False}
+    theirs = NonAutoregressiveWrapper(net, mask_id=16, schedule="cosine", **options).eval()
+    ours = maskimg.NonAutoregressiveWrapper(net, mask_id=16, schedule="cosine", **options).eval()
     codes = torch.randint(0, 16, (4, 16))
     present = torch.arange(5) < torch.tensor([[5], [3], [1], [4]])
     context = torch.randn(4, 5, 32)

@@ -21,6 +21,7 @@ from maskimg.drawing.request import Request, expand_seeds
 from maskimg.drawing.runner import Progress
 from maskimg.maskgit import MaskGit
 from maskimg.networks.transformer import MaskedTransformer
+from maskimg.networks.wrapper import ForeignNet
 from maskimg.outputs import write_png
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import describe, read_recipe
@@ -205,7 +206,7 @@ class Foreign(nn.Module):
 
 def test_a_network_that_cannot_be_saved_is_refused():
     with pytest.raises(ValueError, match="a pipeline needs a Network and, if any, a TokenCritic"):
-        Pipeline(tiny_pipeline().tokenizer, MaskGit(Foreign(), mask_id=64), device="cpu", dtype="fp32")
+        Pipeline(tiny_pipeline().tokenizer, MaskGit(ForeignNet(Foreign(), 64, (4, 4))), device="cpu", dtype="fp32")
 
 
 # ----------------------------------------------------------------------------- presets

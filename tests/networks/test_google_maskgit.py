@@ -104,8 +104,8 @@ def test_logits_at_some_positions_are_those_of_all():
 def test_it_draws_complete_grids_that_depend_on_their_class():
     model = MaskGit(tiny())
     seeds = torch.arange(4)
-    one = model.generate(4, torch.zeros(4, 1, dtype=torch.int64), seeds=seeds, steps=5)
-    other = model.generate(4, torch.ones(4, 1, dtype=torch.int64), seeds=seeds, steps=5)
+    one = model.generate(4, torch.zeros(4, 1, dtype=torch.int64), seeds=seeds, sampler=Sampler(steps=5))
+    other = model.generate(4, torch.ones(4, 1, dtype=torch.int64), seeds=seeds, sampler=Sampler(steps=5))
     assert one.shape == (4, 4, 4)
     assert int(one.max()) < MASK
     assert not torch.equal(one, other)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from helpers import stirred
 
-from maskimg import MaskGit
+from maskimg import MaskGit, Objective
 from maskimg.conditions import Condition, Context, drop_condition, from_source
 from maskimg.network import joined
 from maskimg.networks.context_encoder import SourceConfig
 from maskimg.networks.transformer import MaskedTransformer, TokenCritic, TransformerConfig
+from maskimg.paper.first import distinct
 from maskimg.sampler import Sampler
-from maskimg.sampling import distinct
 
 WORDS = SourceConfig("words", vocab_size=20, grid=(1, 6), depth=1)
 PICTURE = SourceConfig("picture", vocab_size=16, grid=(2, 2), over=True, depth=1)
@@ -67,7 +67,7 @@ def test_no_gradient_reaches_padding_and_some_reaches_every_word_that_is_there()
     net = net_of(FEATURES)
     values = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     present = torch.tensor([[True] * 4 + [False] * 2, [True] * 2 + [False] * 4])
-    model = MaskGit(net, condition_drop=0.0)
+    model = MaskGit(net, objective=Objective(condition_drop=0.0))
     codes = torch.randint(0, 12, (2, 4, 4), generator=torch.Generator().manual_seed(1))
     condition = Condition(contexts={"words": Context(values, present)})
     model(codes, condition, generator=torch.Generator().manual_seed(0)).loss.backward()

@@ -10,7 +10,7 @@ from helpers import differing, random_codes, stopped_at, tiny_cache, tiny_net, t
 from safetensors.torch import load_file
 from tiny import NETWORK, TOKENIZER, tiny_pipeline
 
-from maskimg.maskgit import MaskGit, Predictions
+from maskimg.maskgit import MaskGit, Objective, Predictions
 from maskimg.masking import random_mask
 from maskimg.sampler import Sampler
 from maskimg.training.evaluations import prediction_figures
@@ -43,14 +43,14 @@ def _lines(run: Run) -> list[dict]:
 
 @pytest.mark.parametrize("options", [{}, {"visible_weight": 0.5}, {"loss_weight": "elbo", "schedule": "linear"}])
 def test_an_observer_sees_the_masked_tokens_with_their_own_losses(options):
-    model, codes, seen = MaskGit(tiny_net(NETWORK), **options), random_codes(6, NETWORK), []
+    model, codes, seen = MaskGit(tiny_net(NETWORK), objective=Objective(**options)), random_codes(6, NETWORK), []
     model.observer = seen.append
     condition = torch.zeros(6, 2, dtype=torch.int64)
     model.eval()
     loss = model(codes, condition, generator=torch.Generator().manual_seed(3)).loss
     (told,) = seen
 
-    masked, _ = random_mask(codes, model.schedule, torch.Generator().manual_seed(3))
+    masked, _ = random_mask(codes, model.objective.schedule, torch.Generator().manual_seed(3))
     assert torch.equal(told.masked, masked)
     assert torch.equal(told.codes, codes[masked])
     logits = model.logits(codes.masked_fill(masked, model.mask_id), condition)[masked]

@@ -8,7 +8,7 @@ from helpers import PLAIN, random_codes, stirred, tiny_critic, tiny_net
 from tiny import NETWORK
 from torch.nn.functional import cross_entropy
 
-from maskimg.maskgit import MaskGit
+from maskimg.maskgit import MaskGit, Objective
 from maskimg.networks.transformer import (
     GROUPED_ABOVE,
     GroupedCodes,
@@ -17,6 +17,7 @@ from maskimg.networks.transformer import (
     TransformerConfig,
     group_size,
 )
+from maskimg.sampler import Sampler
 
 
 def test_there_is_a_logit_for_every_code_and_none_for_mask():
@@ -218,10 +219,13 @@ def test_every_code_of_a_large_codebook_has_a_vector_of_its_own_and_so_has_mask(
 
 def test_a_large_codebook_is_trained_with_every_weight_and_drawn_from_without_mask():
     net = tiny_net(dataclasses.replace(NETWORK, vocab_size=4099))
-    model, condition = MaskGit(net, random_token_prob=0.2, label_smoothing=0.1), torch.tensor([[0, 1], [2, 0]] * 8)
+    model, condition = (
+        MaskGit(net, objective=Objective(random_token_prob=0.2, label_smoothing=0.1)),
+        torch.tensor([[0, 1], [2, 0]] * 8),
+    )
     model(random_codes(16, net.config), condition, generator=torch.Generator().manual_seed(0)).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
-    codes = model.generate(8, seeds=torch.arange(8), steps=3)
+    codes = model.generate(8, seeds=torch.arange(8), sampler=Sampler(steps=3))
     assert 0 <= codes.min() <= codes.max() < 4099
 
 

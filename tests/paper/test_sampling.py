@@ -1,4 +1,4 @@
-"""The sampling loop, mostly with a fake model: any object with the five methods of `sampling.Model` will do."""
+"""The sampling loop, mostly with a fake model: any object with the five methods of `paper.draws.Model` will do."""
 
 import dataclasses
 import itertools
@@ -12,25 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import NETWORK
 
-from maskimg import sampling
 from maskimg.conditions import null_labels
 from maskimg.maskgit import MaskGit
 from maskimg.masking import SCHEDULES, masked_counts
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.noise import gumbel, uniform
+from maskimg.paper import draws
+from maskimg.paper.counts import make_counts
+from maskimg.paper.draws import CHOICE, draw_codes, filtered
+from maskimg.paper.orders import RANKINGS, halton_order
 from maskimg.sampler import GUIDANCE_SCHEDULES, ORDERS, PATHS, Sampler, describe, make_presets
-from maskimg.sampling import (
-    CHOICE,
-    Step,
-    check_finite,
-    draw_codes,
-    filtered,
-    first_features,
-    halton_order,
-    make_plan,
-    sample,
-    sample_steps,
-)
+from maskimg.sampling import Step, check_finite, first_features, sample, sample_steps
 
 ENDLESS = "truncated_normal(0.55, 0.25, 0.5)"  # a schedule that never falls below one half
 
@@ -320,7 +312,7 @@ def test_a_step_shows_whole_grids_their_scores_and_what_will_be_masked():
 def test_the_loop_waits_for_no_value_on_the_device(order):
     """Tensors of the device `meta` have shapes and no values, so whatever asks for one raises.
 
-    That is also what a CUDA graph needs: every shape is known from the plan, before the loop.
+    That is also what a CUDA graph needs: every shape is known from the counts, before the loop.
     """
     everything = {"revise": 0.2, "guidance": (1.0, 2.0), "top_k": 4, "top_p": 0.9, "counts": (3, 4, 9)}
     for options, complete in itertools.product(({}, everything), (False, True)):
@@ -328,8 +320,8 @@ def test_the_loop_waits_for_no_value_on_the_device(order):
         model = MaskGit(tiny_net(NETWORK), token_critic=tiny_critic(NETWORK), self_cond=bool(options)).to("meta").eval()
         inputs = (_masked(2, 4, 4, 64), torch.zeros(2, 2, dtype=torch.int64), torch.arange(2))
         codes, condition, seeds = (tensor.to("meta") for tensor in inputs)
-        plan = make_plan(torch.tensor([16, 5]), sampler, "meta")
-        steps = list(sample_steps(model, codes, condition, sampler, seeds, complete=complete, plan=plan))
+        counts = make_counts(torch.tensor([16, 5]), sampler, "meta")
+        steps = list(sample_steps(model, codes, condition, sampler, seeds, complete=complete, counts=counts))
         assert len(steps) == 3
         assert {(part.device.type, part.shape) for step in steps for part in step} == {("meta", (2, 4, 4))}
 
@@ -452,12 +444,14 @@ def test_without_revise_no_token_is_given_back():
     assert all(torch.equal(seen == 12, step.masked) for seen, step in zip(model.seen[1:], steps, strict=False))
 
 
-def test_a_plan_knows_the_counts_of_every_step_beforehand():
-    plan = make_plan(torch.tensor([16, 8, 0]), Sampler(schedule="linear", steps=4, revise=0.25))
-    assert plan.returned.tolist() == [[0, 0, 0], [1, 0, 0], [2, 1, 0], [0, 0, 0]]  # halves to even: 0.5 is 0
-    assert plan.after.tolist() == [[12, 6, 0], [8, 4, 0], [4, 2, 0], [0, 0, 0]]
-    assert plan.most_masked == [16, 13, 10, 4]
-    assert plan.most_revealed == [4, 5, 6, 4]
+def test_the_counts_of_every_step_are_known_beforehand():
+    counts = make_counts(torch.tensor([16, 8, 0]), Sampler(schedule="linear", steps=4, revise=0.25))
+    assert counts.returned.tolist() == [[0, 0, 0], [1, 0, 0], [2, 1, 0], [0, 0, 0]]  # halves to even: 0.5 is 0
+    assert counts.after.tolist() == [[12, 6, 0], [8, 4, 0], [4, 2, 0], [0, 0, 0]]
+    assert counts.most_masked == [16, 13, 10, 4]
+    assert counts.most_revealed == [4, 5, 6, 4]
+    assert counts.steps == 4
+    assert make_counts(torch.tensor([2, 0]), Sampler(schedule="linear", steps=4)).steps == 2
 
 
 # ----------------------------------------------------------------------------- which tokens are kept first
@@ -522,6 +516,10 @@ def test_scores_are_what_the_model_gave_each_code_when_it_was_drawn(order, revis
         expected = torch.where(seen == 12, logs, expected)
         torch.testing.assert_close(step.scores, expected)
     assert (step.scores[codes != 12] == 0).all()
+
+
+def test_every_order_has_a_ranking_function():
+    assert set(RANKINGS) == set(ORDERS) > set(PATHS)
 
 
 def test_halton_keeps_cells_along_one_path_from_a_start_of_its_own():
@@ -860,7 +858,7 @@ def test_a_batch_too_large_for_its_logits_is_drawn_in_parts(monkeypatch):
         model = FakeModel()
         model.to_logits = lambda features, calls=calls: calls.append(features.shape[1]) or features
         with monkeypatch.context() as patch:
-            patch.setattr(sampling, "LARGEST", 3 * 12 * 2)
+            patch.setattr(draws, "LARGEST", 3 * 12 * 2)
             assert torch.equal(sample(model, _masked(3, 4, 4), None, sampler, torch.arange(3)), whole)
         assert max(calls) == 2
 
@@ -893,13 +891,13 @@ def test_sharing_the_first_step_changes_no_image(order):
     assert len(shared.seen[0]) == 4
 
 
-def test_a_plan_and_a_first_step_at_hand_change_no_image():
+def test_counts_and_a_first_step_at_hand_change_no_image():
     model, codes, sampler = FakeModel(), _masked(4, 4, 4), Sampler(steps=4)
     expected = sample(FakeModel(), codes, None, sampler, torch.arange(4))
-    plan, first = make_plan(torch.full((4,), 16), sampler), first_features(model, None, sampler, codes)
-    *_, last = sample_steps(FakeModel(), codes, None, sampler, torch.arange(4), plan=plan)
+    counts, first = make_counts(torch.full((4,), 16), sampler), first_features(model, None, sampler, codes)
+    *_, last = sample_steps(FakeModel(), codes, None, sampler, torch.arange(4), counts=counts)
     assert torch.equal(last.codes, expected)
-    *_, last = sample_steps(model, codes, None, sampler, torch.arange(4), plan=plan, first=first)
+    *_, last = sample_steps(model, codes, None, sampler, torch.arange(4), counts=counts, first=first)
     assert torch.equal(last.codes, expected)
     assert len(model.seen) == 4
 
@@ -1246,11 +1244,11 @@ def test_no_grid_is_finished_from_predictions_that_are_not_finite(order, step, h
             sample(BrokenModel(step, critic=model.critic), codes, None, sampler, torch.arange(2))
 
 
-def test_a_plan_at_hand_leaves_the_look_at_what_is_finite_to_the_caller():
+def test_with_counts_at_hand_the_caller_checks_what_is_finite():
     """As a CUDA graph needs it, which cannot be refused while it is recorded."""
     codes, sampler = _masked(2, 4, 4), Sampler(steps=4, order="critic")
-    plan = make_plan(torch.full((2,), 16), sampler)
-    *_, last = sample_steps(BrokenModel(1), codes, None, sampler, torch.arange(2), plan=plan, complete=False)
+    counts = make_counts(torch.full((2,), 16), sampler)
+    *_, last = sample_steps(BrokenModel(1), codes, None, sampler, torch.arange(2), counts=counts, complete=False)
     with pytest.raises(ValueError, match="not finite in bf16: try dtype `fp32`, or train it again"):
         check_finite(last.scores, torch.bfloat16)
     assert last.scores[0].isfinite().all()

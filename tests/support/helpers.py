@@ -1,10 +1,11 @@
 """Small things that several test files build: networks with weights far from zero, pictures and codes in memory."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tiny import LABELS, NETWORK
@@ -12,6 +13,8 @@ from torch import nn
 
 from maskimg.data.codes import CodeCache
 from maskimg.data.pictures import Pictures
+from maskimg.maskgit import MaskGit, Objective
+from maskimg.network import Network
 from maskimg.networks.transformer import MaskedTransformer, TokenCritic, TransformerConfig
 from maskimg.training.loop.run import Run
 
@@ -31,6 +34,13 @@ def stirred(module: Module, seed: int = 0, size: float = 0.3) -> Module:
 def tiny_net(config: TransformerConfig = PLAIN, seed: int = 0) -> MaskedTransformer:
     """A generator's network whose weights depend on `seed` only."""
     return _built(MaskedTransformer, config, seed)
+
+
+def maskgit(net: Network, **options: Any) -> MaskGit:
+    """A MaskGit around `net`; options of its Objective may be given by their own names."""
+    names = {field.name for field in dataclasses.fields(Objective)}
+    objective = Objective(**{name: value for name, value in options.items() if name in names})
+    return MaskGit(net, objective=objective, **{name: value for name, value in options.items() if name not in names})
 
 
 def tiny_critic(config: TransformerConfig = PLAIN, seed: int = 1) -> TokenCritic:

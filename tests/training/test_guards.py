@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import differing, tiny_cache, tiny_net, tiny_pictures
+from helpers import differing, maskgit, tiny_cache, tiny_net, tiny_pictures
 from safetensors.torch import load_file
 from tiny import NETWORK, TOKENIZER
 from torch import nn
@@ -186,7 +186,7 @@ def _gradients(options: dict, accumulation: int, directory) -> tuple[torch.Tenso
     """Loss and gradients of one step on ten grids."""
     critic_only = "critic" in options
     torch.manual_seed(3)
-    model = MaskGit(tiny_net(NETWORK), **{name: value for name, value in options.items() if name != "critic"})
+    model = maskgit(tiny_net(NETWORK), **{name: value for name, value in options.items() if name != "critic"})
     if critic_only:
         model.token_critic = TokenCritic(NETWORK)
         model.net.requires_grad_(False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import differing, stopped_at, tiny_cache, tiny_net, tiny_pictures
+from helpers import differing, maskgit, stopped_at, tiny_cache, tiny_net, tiny_pictures
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from tiny import LABELS, NETWORK, TOKENIZER
@@ -17,7 +17,7 @@ from maskimg.data.codes import CodeCache, encode_pictures
 from maskimg.data.crops import Versions
 from maskimg.data.pictures import Pictures
 from maskimg.evaluation.metrics import code_usage
-from maskimg.maskgit import MaskGit
+from maskimg.maskgit import MaskGit, Objective
 from maskimg.networks.transformer import MaskedTransformer, TransformerConfig
 from maskimg.pipeline import Pipeline
 from maskimg.sampler import Sampler
@@ -297,15 +297,15 @@ def test_what_is_held_out_is_judged_without_what_training_adds():
     options = {"label_smoothing": 0.3, "no_replace_prob": 0.4, "random_token_prob": 0.4, "visible_weight": 0.5}
     unseen = tiny_cache().part(held_out=True)
     plain = masked_loss(MaskGit(tiny_net(NETWORK)).eval(), unseen)
-    model = MaskGit(tiny_net(NETWORK), self_token_critic=True, **options).eval()
+    model = maskgit(tiny_net(NETWORK), self_token_critic=True, **options).eval()
     assert masked_loss(model, unseen) == pytest.approx(plain, rel=1e-6)
-    assert {name: getattr(model, name) for name in options} == options
+    assert {name: getattr(model.objective, name) for name in options} == options
     # Another schedule makes other masks.
-    assert masked_loss(MaskGit(tiny_net(NETWORK), schedule="linear").eval(), unseen) != plain
+    assert masked_loss(maskgit(tiny_net(NETWORK), schedule="linear").eval(), unseen) != plain
 
 
 def test_every_option_of_the_objective_reaches_the_model(tmp_path):
-    """A field of GeneratorTraining that is named as an argument of MaskGit is that argument."""
+    """A field of GeneratorTraining that is named as one of Objective, or an argument of MaskGit, is that one."""
     options = {
         "schedule": "square",
         "condition_drop": 0.3,
@@ -320,21 +320,22 @@ def test_every_option_of_the_objective_reaches_the_model(tmp_path):
         "critic_target": "sampled",
     }
     fields = {field.name for field in dataclasses.fields(GeneratorTraining)}
-    assert fields & set(inspect.signature(MaskGit).parameters) == {*options, "visible_weight"}
+    known = {field.name for field in dataclasses.fields(Objective)} | set(inspect.signature(MaskGit).parameters)
+    assert fields & known == {*options, "visible_weight"}
     assert all(value != getattr(GeneratorTraining(), name) for name, value in options.items())
 
     model, _ = _generator(tmp_path / "run", **options)
     assert set(model.heads) == {"self_cond", "self_critic"}
     kept = options.keys() - {"self_cond", "self_token_critic"}
-    assert {name: getattr(model, name) for name in kept} == {name: options[name] for name in kept}
+    assert {name: getattr(model.objective, name) for name in kept} == {name: options[name] for name in kept}
     model, _ = _generator(tmp_path / "other", visible_weight=0.3)
-    assert model.visible_weight == 0.3
+    assert model.objective.visible_weight == 0.3
     judged = MaskGit(tiny_net(NETWORK))
     train_critic(
         tiny_cache(), judged, NETWORK, GeneratorTraining(critic_target="sampled"), Budget(steps=1), tmp_path / "critic",
         **ON_CPU,
     )  # fmt: skip
-    assert judged.critic_target == "sampled"
+    assert judged.objective.critic_target == "sampled"
 
 
 def test_a_critic_learns_from_the_generator_as_it_will_be_used(tmp_path):
@@ -454,7 +455,7 @@ def test_heads_are_trained_and_averaged_with_the_network(tmp_path, options):
     assert names
     with torch.random.fork_rng():
         torch.manual_seed(0)  # the seed of the training
-        untrained = MaskGit(MaskedTransformer(NETWORK), **options).state_dict()
+        untrained = maskgit(MaskedTransformer(NETWORK), **options).state_dict()
     for name in names:
         last = next(t for key, t in saved.items() if key.startswith("model.") and key.split(":", 1)[1] == name)
         assert not torch.equal(last, untrained[name])

@@ -1,16 +1,18 @@
 """Networks of other libraries: flat codes, their own arguments, and MASK that is never drawn."""
 
+import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
-from helpers import differing, tiny_critic
+from helpers import differing, random_codes, tiny_critic, tiny_net
 from safetensors.torch import load_file, save_file
+from tiny import NETWORK
 from torch import nn
 from x_transformers import Encoder, TransformerWrapper
 
-from maskimg.maskgit import MaskGit
+from maskimg import NonAutoregressiveWrapper
 from maskimg.sampler import Sampler
 
 V, N, MASK = 12, 16, 12
@@ -50,22 +52,23 @@ class Recorder(nn.Module):
         return self.table[codes]
 
 
-def _recording(**options: Any) -> tuple[MaskGit, Recorder, Recorder]:
+def _recording(**options: Any) -> tuple[NonAutoregressiveWrapper, Recorder, Recorder]:
     """A model of two recorders: network and critic."""
     net, critic = Recorder(), Recorder(1)
-    return MaskGit(net, mask_id=MASK, grid=(4, 4), token_critic=critic, **options), net, critic
+    options = {"no_replace_prob": 0.0, "random_token_prob": 0.0, **options}
+    return NonAutoregressiveWrapper(net, mask_id=MASK, grid=(4, 4), token_critic=critic, **options), net, critic
 
 
 # ----------------------------------------------------------------------------- flat codes and grids
 
 
 def test_codes_are_flat_where_the_network_is():
-    model = MaskGit(_transformer())
-    assert (model.mask_id, model.grid) == (MASK, (1, N))
+    model = NonAutoregressiveWrapper(_transformer())
+    assert (model.mask_id, model.model.grid) == (MASK, (1, N))
     assert model(_codes()).loss.shape == ()
-    assert model.elbo(_codes()).shape == (3,)
-    assert model.generate(2, steps=3).shape == (2, N)
-    assert model.generate(steps=3).shape == (N,)
+    assert model.model.elbo(_codes()).shape == (3,)
+    assert model.generate(2, sampler=Sampler(steps=3)).shape == (2, N)
+    assert model.generate(sampler=Sampler(steps=3)).shape == (N,)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_codes_are_flat_where_the_network_is():
 )
 def test_flat_codes_are_completed_as_they_come(codes, expected):
     codes[..., 3] = 7
-    done = MaskGit(_transformer()).generate(codes=codes, steps=3)
+    done = NonAutoregressiveWrapper(_transformer()).generate(codes=codes, sampler=Sampler(steps=3))
     assert done.shape == expected
     assert (done[..., 3] == 7).all()
     assert done.max() < MASK
@@ -83,7 +86,7 @@ def test_flat_codes_are_completed_as_they_come(codes, expected):
 def test_a_network_of_flat_codes_may_be_given_a_grid():
     """It sees them row by row; and only the shape differs."""
     codes = _codes()
-    flat, grid = MaskGit(_transformer()), MaskGit(_transformer(), grid=(2, 8))
+    flat, grid = NonAutoregressiveWrapper(_transformer()), NonAutoregressiveWrapper(_transformer(), grid=(2, 8))
     losses = [
         model(given, generator=_generator()).loss.item()
         for model, given in ((flat, codes), (grid, codes), (grid, codes.reshape(3, 2, 8)))
@@ -94,7 +97,7 @@ def test_a_network_of_flat_codes_may_be_given_a_grid():
     drawn = grid.generate(3, seeds=seeds, sampler=sampler)
     assert torch.equal(drawn.flatten(1), flat.generate(3, seeds=seeds, sampler=sampler))
     assert drawn.shape == (3, 2, 8)
-    assert grid.generate(steps=2).shape == (2, 8)
+    assert grid.generate(sampler=Sampler(steps=2)).shape == (2, 8)
 
 
 def test_the_network_and_its_critic_are_given_flat_codes():
@@ -108,11 +111,11 @@ def test_the_network_and_its_critic_are_given_flat_codes():
 
 
 def test_an_image_depends_on_its_seed_alone_not_on_its_batch():
-    model = MaskGit(_transformer(), token_critic=_transformer(1, logits_dim=1), self_cond=True)
+    model = NonAutoregressiveWrapper(_transformer(), token_critic=_transformer(1, logits_dim=1), self_cond=True)
     seeds = torch.tensor([3, 9, 2**32 - 1])
-    together = model.generate(3, seeds=seeds, steps=4)
+    together = model.generate(3, seeds=seeds, sampler=Sampler(steps=4))
     for i in range(3):
-        assert torch.equal(model.generate(1, seeds=seeds[i : i + 1], steps=4)[0], together[i])
+        assert torch.equal(model.generate(1, seeds=seeds[i : i + 1], sampler=Sampler(steps=4))[0], together[i])
 
 
 # ----------------------------------------------------------------------------- MASK
@@ -124,9 +127,9 @@ def test_mask_is_never_drawn_and_costs_nothing(logits):
     net = Recorder(logits)
     net.table.data.zero_()
     net.table.data[:, V:] = 50.0  # nothing is likelier than MASK, where it has a logit
-    model = MaskGit(net, mask_id=MASK, grid=(4, 4))
+    model = NonAutoregressiveWrapper(net, mask_id=MASK, grid=(4, 4))
     assert model(_codes(64), generator=_generator()).loss.item() == pytest.approx(math.log(V), abs=1e-6)
-    drawn = model.generate(64, seeds=torch.arange(64), steps=3)
+    drawn = model.generate(64, seeds=torch.arange(64), sampler=Sampler(steps=3))
     assert set(drawn.flatten().tolist()) == set(range(V))
 
 
@@ -139,7 +142,7 @@ def test_a_random_replacement_is_never_mask():
 
 def test_codes_that_hold_mask_are_refused():
     with pytest.raises(ValueError, match=r"expected codes in \[0, 12\), got 12 to 12: .*without MASK"):
-        MaskGit(_transformer())(torch.full((1, N), MASK))
+        NonAutoregressiveWrapper(_transformer())(torch.full((1, N), MASK))
 
 
 # ----------------------------------------------------------------------------- further arguments
@@ -151,15 +154,14 @@ def test_further_arguments_reach_network_and_critic(by_name):
     model, net, critic = _recording()
     extras = {"context": torch.randn(3, 5, 8), "context_mask": torch.ones(3, 5, dtype=torch.bool)}
 
-    def call(method, *given: Any, **options: Any) -> None:
-        if by_name:
-            method(*given, **extras, **options)
-        else:
-            method(*given, extras, **options)
-
-    call(model, _codes())
-    call(model.elbo, _codes(), draws=2)
-    call(model.generate, 3, sampler=Sampler(steps=4, order="critic"))
+    sampler = Sampler(steps=4, order="critic")
+    if by_name:
+        model(_codes(), **extras)
+        model.generate(3, sampler=sampler, **extras)
+    else:  # in the dictionary that MaskGit takes for a condition
+        model.model(_codes(), extras)
+        model.model.generate(3, extras, sampler=sampler)
+    model.model.elbo(_codes(), extras, draws=2)
     assert len(net.extras) == 1 + 2 + 4
     assert len(critic.extras) == 1 + 3  # the last step of a generation masks nothing
     for given in net.extras + critic.extras:
@@ -170,7 +172,7 @@ def test_further_arguments_reach_network_and_critic(by_name):
 def test_no_further_arguments_are_made_up():
     model, net, critic = _recording()
     model(_codes())
-    model.generate(2, steps=2)
+    model.generate(2, sampler=Sampler(steps=2))
     assert net.extras + critic.extras == [{}] * (len(net.extras) + len(critic.extras))
 
 
@@ -178,7 +180,7 @@ def test_no_further_arguments_are_made_up():
 def test_cross_attention_conditions_network_and_critic(judge):
     """What is padded away changes nothing, what is not changes both losses; and each image has a context of its own."""
     attending = {"encoder": {"cross_attend": True}}
-    model = MaskGit(
+    model = NonAutoregressiveWrapper(
         _transformer(**attending),
         token_critic=_transformer(1, logits_dim=1, **attending) if judge == "external" else None,
         self_token_critic=judge == "self",
@@ -198,9 +200,9 @@ def test_cross_attention_conditions_network_and_critic(judge):
     assert all(abs(before - after) > 1e-4 for before, after in zip(losses(context), losses(other), strict=True))
 
     seeds = torch.tensor([4, 4, 5])
-    drawn = model.generate(3, seeds=seeds, steps=4, context=context, context_mask=valid)
+    drawn = model.generate(3, seeds=seeds, sampler=Sampler(steps=4), context=context, context_mask=valid)
     assert not torch.equal(drawn[0], drawn[1])
-    alone = model.generate(1, seeds=seeds[1:2], steps=4, context=context[1:2], context_mask=valid[1:2])
+    alone = model.generate(1, seeds=seeds[1:2], sampler=Sampler(steps=4), context=context[1:2], context_mask=valid[1:2])
     assert torch.equal(alone[0], drawn[1])
 
 
@@ -219,25 +221,25 @@ def test_cross_attention_conditions_network_and_critic(judge):
     ],
 )
 def test_x_transformers_of_many_kinds_condition_and_judge_themselves(options):
-    model = MaskGit(_transformer(**options), self_cond=True, self_token_critic=True)
+    model = NonAutoregressiveWrapper(_transformer(**options), self_cond=True, self_token_critic=True)
     losses = model(_codes(8), generator=_generator())
     losses.loss.backward()
     assert losses.loss.isfinite()
-    assert model.self_cond.to_self_cond.weight.grad.any()
-    assert model.self_critic.weight.grad.any()
-    drawn = model.generate(2, steps=3)
+    assert model.model.self_cond.to_self_cond.weight.grad.any()
+    assert model.model.self_critic.weight.grad.any()
+    drawn = model.generate(2, sampler=Sampler(steps=3))
     assert 0 <= drawn.min() <= drawn.max() < MASK
 
 
 def test_log_probabilities_are_as_good_as_logits():
     """A mixture of softmaxes gives those; what it says of MASK is left out and the rest made to sum to 1."""
     net = _transformer(mixture_of_softmax=True)
-    model = MaskGit(net)
+    model = NonAutoregressiveWrapper(net)
     codes = _codes()
     logs = net(codes)[..., :V]
     expected = logs.exp() / logs.exp().sum(-1, keepdim=True)
-    torch.testing.assert_close(model.logits(codes[:, None]).softmax(-1)[:, 0], expected)
-    assert model.generate(2, steps=3).max() < MASK
+    torch.testing.assert_close(model.model.logits(codes[:, None]).softmax(-1)[:, 0], expected)
+    assert model.generate(2, sampler=Sampler(steps=3)).max() < MASK
 
 
 @pytest.mark.parametrize("option", ["self_cond", "self_token_critic"])
@@ -245,7 +247,7 @@ def test_log_probabilities_are_as_good_as_logits():
 def test_a_network_without_features_can_neither_see_nor_judge_itself(build, option):
     """x-transformers failed in its first step, with an UnboundLocalError."""
     with pytest.raises(ValueError, match="self_cond and self_token_critic need a network that has features"):
-        MaskGit(build(), mask_id=MASK, grid=(4, 4), **{option: True})
+        NonAutoregressiveWrapper(build(), mask_id=MASK, grid=(4, 4), **{option: True})
 
 
 @pytest.mark.parametrize(
@@ -253,40 +255,40 @@ def test_a_network_without_features_can_neither_see_nor_judge_itself(build, opti
     [
         (_transformer, {"mask_id": 3}, "mask_id must be the network's last token, 12, after all codes, got 3"),
         (_transformer, {"grid": (3, 5)}, r"a grid of \(3, 5\) has 15 codes, but the network's max_seq_len is 16"),
-        (Recorder, {"grid": (4, 4)}, "give mask_id: this network does not tell its num_tokens"),
-        (Recorder, {"mask_id": MASK}, "give grid: this network does not tell its max_seq_len"),
+        (Recorder, {"grid": (4, 4)}, "give mask_id: this network has no num_tokens"),
+        (Recorder, {"mask_id": MASK}, "give grid: this network has no max_seq_len"),
     ],
 )
 def test_sizes_that_do_not_fit_the_network_are_refused(build, options, message):
     with pytest.raises(ValueError, match=message):
-        MaskGit(build(), **options)
+        NonAutoregressiveWrapper(build(), **options)
 
 
 @pytest.mark.parametrize("logits", [V - 1, V + 2])
 def test_a_network_with_another_number_of_logits_is_refused(logits):
     with pytest.raises(ValueError, match=f"expected 12 logits a token, or one more for MASK, got {logits}"):
-        MaskGit(Recorder(logits), mask_id=MASK, grid=(4, 4))(_codes())
+        NonAutoregressiveWrapper(Recorder(logits), mask_id=MASK, grid=(4, 4))(_codes())
 
 
 @pytest.mark.parametrize("shape", [(2, N - 1), (2, N + 1), (N,), (2, 2, 8)])
 def test_sequences_of_another_length_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected a code grid of \(1, 16\), got"):
-        MaskGit(_transformer())(torch.zeros(shape, dtype=torch.int64))
+        NonAutoregressiveWrapper(_transformer())(torch.zeros(shape, dtype=torch.int64))
 
 
 def test_labels_are_refused():
-    model, condition = MaskGit(_transformer()), torch.zeros(3, 1, dtype=torch.int64)
-    for call in (lambda: model(_codes(), condition), lambda: model.generate(3, condition)):
+    model, condition = NonAutoregressiveWrapper(_transformer()), torch.zeros(3, 1, dtype=torch.int64)
+    for call in (lambda: model(_codes(), condition=condition), lambda: model.generate(3, condition=condition)):
         with pytest.raises(ValueError, match="this network knows no labels: give what else it takes by name"):
             call()
 
 
 def test_a_critic_may_come_from_here():
-    model = MaskGit(_transformer(), token_critic=tiny_critic())
+    model = NonAutoregressiveWrapper(_transformer(), token_critic=tiny_critic())
     losses = model(_codes(), generator=_generator())
     losses.loss.backward()
-    assert model.token_critic.head.weight.grad.any()
-    assert model.generate(2, steps=3).shape == (2, N)
+    assert model.model.token_critic.head.weight.grad.any()
+    assert model.generate(2, sampler=Sampler(steps=3)).shape == (2, N)
 
 
 # ----------------------------------------------------------------------------- training and files
@@ -296,11 +298,13 @@ def test_a_critic_may_come_from_here():
 def test_a_step_of_the_critic_alone_moves_nothing_but_the_critic(judge):
     """x-transformers trained the whole network through its self critic."""
 
-    def build() -> MaskGit:
+    def build() -> NonAutoregressiveWrapper:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             critic = _transformer(1, logits_dim=1) if judge == "external" else None
-            return MaskGit(_transformer(), token_critic=critic, self_token_critic=judge == "self", self_cond=True)
+            return NonAutoregressiveWrapper(
+                _transformer(), token_critic=critic, self_token_critic=judge == "self", self_cond=True
+            )
 
     model, before = build(), build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
@@ -308,24 +312,26 @@ def test_a_step_of_the_critic_alone_moves_nothing_but_the_critic(judge):
     optimizer.step()
     moved = differing(model, before)
     assert moved
-    assert all(name.startswith(("token_critic.", "self_critic.")) for name in moved)
+    assert all(name.startswith(("model.token_critic.", "model.self_critic.")) for name in moved)
 
 
 def test_weights_are_saved_once_each_and_come_back(tmp_path):
     """x-transformers had every weight twice where the critic shares the trunk, which safetensors refuses."""
-    model, again = (MaskGit(_transformer(seed), self_token_critic=True, self_cond=True).eval() for seed in (0, 1))
+    model, again = (
+        NonAutoregressiveWrapper(_transformer(seed), self_token_critic=True, self_cond=True).eval() for seed in (0, 1)
+    )
     state = model.state_dict()
     assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
     save_file(state, tmp_path / "all.safetensors")
     again.load_state_dict(load_file(tmp_path / "all.safetensors"))
     losses = [one(_codes(), generator=_generator()).loss.item() for one in (model, again)]
     assert losses[0] == losses[1]
-    assert set(model.heads) == {"self_cond", "self_critic"}
+    assert set(model.model.heads) == {"self_cond", "self_critic"}
 
 
 def test_a_sequence_that_is_always_the_same_is_learnt():
     """In 60 steps; the seeds are fixed."""
-    model = MaskGit(_transformer(), use_simple_mdlm_loss_weight=True, schedule="linear").train()
+    model = NonAutoregressiveWrapper(_transformer(), steps=4).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     codes = _codes(1).expand(8, -1)
     for step in range(60):
@@ -334,5 +340,136 @@ def test_a_sequence_that_is_always_the_same_is_learnt():
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    assert model.eval().elbo(codes, generator=_generator()).mean() / N < 0.1
-    assert torch.equal(model.generate(2, steps=4, start_temperature=0.0), codes[:2])
+    assert model.eval().model.elbo(codes, generator=_generator()).mean() / N < 0.1
+    assert torch.equal(model.generate(2, start_temperature=0.0), codes[:2])
+
+
+# ----------------------------------------------------------------------------- its numbers, around a network of ours
+
+
+def _own(critic: str = "none", **options: Any) -> NonAutoregressiveWrapper:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = tiny_critic() if critic == "external" else None
+        return NonAutoregressiveWrapper(tiny_net(), token_critic=judge, self_token_critic=critic == "self", **options)
+
+
+def test_every_argument_works_by_its_place_in_the_original():
+    """Around a network of ours, too; `model(codes, True)` once trained the critic, and `generate(8, 0.9)` drew at 1."""
+    model, codes, seeds = _own("self", steps=5), random_codes(3), torch.arange(3)
+    assert model(codes, True).critic_loss is None
+    assert model(codes, False, True).generator_loss is None
+    by_place, by_name = (
+        model(codes, generator=_generator(), **options).critic_loss
+        if options
+        else model(codes, False, True, 0.5, generator=_generator()).critic_loss
+        for options in ({}, {"only_train_critic": True, "generator_sample_temperature": 0.5})
+    )
+    assert by_place.item() == by_name.item()
+    drawn = model.generate(3, 0.9, 0.5, 2.0, seeds=seeds)
+    named = {"start_temperature": 0.9, "filter_thres": 0.5, "noise_level_scale": 2.0}
+    assert torch.equal(drawn, model.generate(3, seeds=seeds, **named))
+    assert not torch.equal(drawn, model.generate(3, seeds=seeds))
+    assert drawn.shape == (3, 4, 4)
+
+
+def test_a_network_of_ours_is_given_its_labels():
+    model = NonAutoregressiveWrapper(tiny_net(NETWORK), steps=3)
+    seen = []
+    model.model.net.trunk.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    labels = torch.tensor([[0, 1]] * 2)
+    model.eval()(random_codes(2, NETWORK), condition=labels)
+    assert torch.equal(seen[-1].labels, labels)
+    drawn, other = (model.generate(2, condition=each, seeds=torch.arange(2)) for each in (labels, labels * 0 + 1))
+    assert not torch.equal(drawn, other)
+
+
+def test_arguments_that_a_network_of_ours_does_not_take_are_refused():
+    model = _own()
+    with pytest.raises(ValueError, match="unknown arguments context: this network takes codes and a condition"):
+        model(random_codes(2), context=1)
+    with pytest.raises(ValueError, match="unknown arguments context, mask"):
+        model.generate(2, context=1, mask=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_id": 11}, "mask_id must be vocab_size = 12, outside the codebook, got 11"),
+        ({"grid": (2, 8)}, r"the network's own grid is \(4, 4\), got \(2, 8\)"),
+        ({"steps": 0}, "steps must be 1 or more, got 0"),
+        ({"no_replace_prob": 1.5}, "no_replace_prob must be in"),
+        ({"token_critic": tiny_critic(), "self_token_critic": True}, "either token_critic or self_token_critic"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        NonAutoregressiveWrapper(tiny_net(), **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"filter_thres": 1.5}, r"filter_thres must be in \[0, 1\], got 1.5"),
+        ({"start_temperature": 100.0}, "token_temperature must be between 0.001 and 10"),
+        ({"start_temperature": 1.0, "sampler": Sampler()}, "give either start_temperature or a whole sampler"),
+    ],
+)
+def test_numbers_that_cannot_be_drawn_with_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        _own().generate(2, **given)
+
+
+def test_mask_has_the_number_after_the_last_code():
+    assert NonAutoregressiveWrapper(tiny_net(), mask_id=12).mask_id == 12
+    assert NonAutoregressiveWrapper(tiny_net()).mask_id == 12
+
+
+def test_the_temperature_falls_to_almost_nothing_from_where_it_starts():
+    """One step is the last one: whatever it starts from, only the most probable codes are drawn."""
+    model = _own(steps=1)
+    best = model.model.logits(torch.full((1, 4, 4), 12)).argmax(-1)
+    assert torch.equal(model.generate(20, start_temperature=9.0), best.expand(20, -1, -1))
+    drawn = [
+        len(_own(steps=8).generate(64, start, seeds=torch.arange(64)).flatten(1).unique(dim=0)) for start in (0.0, 5.0)
+    ]
+    assert drawn[0] < 16 < 40 < drawn[1]
+
+
+def test_a_filter_of_everything_leaves_the_most_probable_code():
+    """x-transformers drew code 0 everywhere."""
+    model = _own(steps=1)
+    best = model.model.logits(torch.full((1, 4, 4), 12)).argmax(-1)
+    assert torch.equal(model.generate(20, filter_thres=1.0), best.expand(20, -1, -1))
+
+
+def test_noise_on_the_critics_scores_may_be_turned_off():
+    """Then the draws alone, here the most probable codes, decide what is masked again, and all seeds agree."""
+    model = _own("external", steps=6)
+    for scale, alike in ((0.0, True), (20.0, False)):
+        seen = []
+        model.model.net.trunk.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0] == 12))
+        model.generate(8, 0.0, None, scale, seeds=torch.arange(8))
+        assert (len(seen[3].unique(dim=0)) == 1) == alike
+
+
+def test_a_schedule_that_is_a_function_is_also_followed_in_generating():
+    model = _own(schedule=lambda r: (1 - r) ** 2, steps=4)
+    seen = []
+    model.model.net.trunk.register_forward_pre_hook(lambda module, args: seen.append(int((args[0] == 12).sum())))
+    model.generate(1)
+    assert seen == [16, 9, 4, 1]
+    seen.clear()
+    model.steps = 40
+    model.generate(1)  # more than there are tokens
+    assert seen == list(range(16, 0, -1))
+
+
+@pytest.mark.parametrize("revises", [True, False])
+def test_the_critic_may_mask_what_was_kept_only_if_it_is_allowed_to(revises):
+    model = _own("external", can_mask_prev_unmasked=revises, steps=8)
+    seen = []
+    model.model.net.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    model.generate(8, seeds=torch.arange(8))
+    returned = any(((before < 12) & (after == 12)).any() for before, after in itertools.pairwise(seen[1:]))
+    assert returned == revises
