@@ -4,6 +4,7 @@
 #   make demo                            the browser demo
 #   make demo ARGS="--port 7861"         arguments for the command itself
 #   make test ARGS="-k masking" JOBS=4   arguments for pytest, and its number of processes
+#   make check                           what can be checked in a few minutes, before each commit
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,7 +18,7 @@ JOBS ?= 2
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo check test lint bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +27,9 @@ install: .venv/.installed  ## create .venv and install maskimg into it
 
 demo: .venv/.installed  ## open the browser demo with the bundled model
 	.venv/bin/maskimg demo $(ARGS)
+
+check: lint  ## lint, types, the fast tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) $(ARGS) $$(cat tests/fast.txt)
 
 test: lint  ## lint, types, the whole test suite
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) $(ARGS)

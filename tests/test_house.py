@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,11 @@ PUBLIC |= {"maskimg.drawing.model:__init__"}  # what a finished model consists o
 PUBLIC |= {"maskimg.interop.nonautoregressive:__init__"}  # as in x-transformers, in its order
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def modules() -> dict[str, Path]:
     """Full name -> file; of a package its `__init__`."""
     found = {}
@@ -57,7 +63,7 @@ def modules() -> dict[str, Path]:
 def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     """The modules of the house that a module imports, also inside functions and for types alone."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{name} imports with dots: name the module"
             each = (f"{node.module}.{alias.name}" for alias in node.names)
@@ -88,7 +94,7 @@ def room(name: str) -> str:
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{name}:{node.name}", node
 
@@ -154,7 +160,7 @@ def test_no_module_imports_itself_by_a_detour():
 
 @pytest.mark.parametrize("name", [name for name, path in modules().items() if path.name == "__init__.py"])
 def test_every_room_says_what_it_is_for(name):
-    words = ast.get_docstring(ast.parse(modules()[name].read_text(encoding="utf-8")))
+    words = ast.get_docstring(parsed(modules()[name]))
     assert words and len(words.split(". ")) >= 1
 
 

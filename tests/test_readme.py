@@ -119,6 +119,9 @@ def test_its_tree_names_every_room_and_no_other():
     assert rooms <= named, f"the tree leaves out {rooms - named}"
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(([^)h][^)]*)\)", README))
-def test_its_links_and_pictures_exist(path):
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)h][^)]*)\)", README))
+def test_its_links_and_pictures_exist(link):
+    path, _, heading = link.partition("#")
     assert (ROOT / path).exists()
+    titles = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE) if heading else [""]
+    assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
