@@ -225,7 +225,7 @@ def encode_pictures(
         """The codes (k, b, h, w) of a batch."""
         places = batches[number]
         pixels = pictures.pixels[places]
-        shown = views(pixels, places if isinstance(views, Crops) else number, seed)
+        shown = views(pixels, places, seed) if isinstance(views, Crops) else views(pixels, number, seed)
         return np.stack([_encoded(tokenizer, images).numpy() for images in shown])
 
     results = distributed.shared_out(encoded, len(batches) if len(order) else 0)

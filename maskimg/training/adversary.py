@@ -103,7 +103,7 @@ class Adversary:
         return {"discriminator_loss": loss, "discriminator_paused": float(self.watchdog.paused)}
 
 
-def adamw(module: nn.Module, training: TokenizerTraining) -> torch.optim.AdamW:
+def adamw(module: nn.Module, training: TokenizerTraining) -> torch.optim.Optimizer:
     """The optimizer of the tokenizer, and of its adversary."""
     return torch.optim.AdamW(
         module.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=training.weight_decay

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import tiny_cache
+from helpers import tiny_cache, tiny_pictures
 from PIL import Image
 from tiny import TOKENIZER
 
@@ -16,8 +16,8 @@ from maskimg.training.folder import commonest_label, working_directory
 from maskimg.training.loop.run import Budget
 from maskimg.training.loop.session import Session
 from maskimg.training.plan import PRESETS, NetworkSize, Plan, plan_for, usual_side
-from maskimg.training.settings import GeneratorTraining
-from maskimg.training.stages import generator_stage
+from maskimg.training.settings import GeneratorTraining, TokenizerTraining
+from maskimg.training.stages import generator_stage, is_finished, tokenizer_stage
 from vqgan import Tokenizer
 from vqgan.quantizer import FiniteScalar
 
@@ -117,3 +117,27 @@ def test_the_demo_begins_with_the_label_most_pictures_have():
 def test_a_long_budget_is_worth_compiling_for():
     assert Budget(minutes=6).long and Budget(steps=5000).long
     assert not Budget(minutes=1).long and not Budget(steps=40).long
+
+
+def test_a_stage_is_finished_with_its_own_settings_and_only_while_its_result_is_whole(tmp_path, monkeypatch):
+    """Not trained again; but with other settings, or where a file of the model is damaged."""
+    plan = Plan(
+        tokenizer=TOKENIZER,
+        tokenizer_training=TokenizerTraining(batch_size=4, perceptual_weight=0.0),
+        tokenizer_budget=Budget(steps=1),
+    )
+    session, stage = Session("cpu", "fp32"), tmp_path / "tokenizer"
+    tokenizer_stage(tiny_pictures(), plan, stage, session)
+    pictures = tiny_pictures()
+    settings = (plan.tokenizer, plan.tokenizer_training, pictures.fingerprint)
+    assert is_finished(stage, settings, result=stage / "model")
+    assert not is_finished(stage, (*settings[:2], "of others"), result=stage / "model")
+    assert not is_finished(tmp_path, settings, result=stage / "model")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("maskimg.training.stages.train_tokenizer", lambda *_, **__: pytest.fail("trained again"))
+        tokenizer_stage(pictures, plan, stage, session)
+    (stage / "model" / "model.safetensors").unlink()
+    assert not is_finished(stage, settings, result=stage / "model")
+    tokenizer_stage(pictures, plan, stage, session)
+    assert is_finished(stage, settings, result=stage / "model")

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from maskimg.training.loop.budget import Tenths
 from maskimg.training.loop.order import Balanced
 from maskimg.training.loop.run import Budget, Ema, Run, batch_indices, learning_rate_scale, step_generator
 from vqgan.files import ModelError
@@ -322,3 +323,10 @@ def test_the_log_holds_means_of_fifty_steps(tmp_path):
     assert [(line["step"], line.get("loss")) for line in lines] == [(49, 24.5), (99, 74.5), (101, 100.0), (101, None)]
     assert lines[0]["rate"] == 0.5
     assert lines[3]["held_out_loss"] == 3.0
+
+
+def test_a_training_is_evaluated_once_in_each_tenth_and_not_again_after_a_stop():
+    tenths = Tenths(0.0)
+    assert [step for step in range(20) if tenths.passed(step / 20)] == list(range(2, 20, 2))
+    tenths = Tenths(0.35)
+    assert [tenths.passed(progress) for progress in (0.35, 0.39, 0.4, 0.75, 0.79)] == [False, False, True, True, False]
