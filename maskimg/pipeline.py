@@ -80,7 +80,7 @@ class Pipeline(Runner):
             sampler=sampler, best_of=best_of,
         )  # fmt: skip
         self.reader.warn([request])
-        return self.draw(edits.generation(self), request)
+        return self.draw(None, request)
 
     def translate(
         self,

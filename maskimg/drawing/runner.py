@@ -20,7 +20,7 @@ from PIL import Image
 from maskimg import __version__
 from maskimg.conditions import Condition
 from maskimg.drawing.batches import in_batches
-from maskimg.drawing.edits import Edit
+from maskimg.drawing.edits import Edit, generation
 from maskimg.drawing.graphs import GraphedSampler
 from maskimg.drawing.model import Model
 from maskimg.drawing.request import Asked, Request, as_request
@@ -128,30 +128,34 @@ class Runner(Model):
                 compile_blocks(self._running, self.device)
         return self._running
 
-    def draw(self, edit: Edit, request: Request) -> Result:
+    def draw(self, edit: Edit | None, request: Request) -> Result:
         """Draw what a request asks for, from what the edit begins with; `steps` does the same step by step.
+
+        Args:
+            edit: as the functions of `maskimg.drawing.edits` make them; None begins with nothing.
 
         Raises:
             WrongType: it is no Edit. ValueError: the request asks for what the model does not know or cannot do, or the
                 edit leaves nothing to draw.
         """
-        self._check(edit, request)
+        edit = self._checked(edit, request)
         if edit.note:
             warnings.warn(edit.note, PictureWarning, stacklevel=3)
         recipes = [self.recipe_for(request, seed, edit) for seed in request.seeds]
         *_, last = self._steps(edit, request, complete=False, every=False)
         return Result(edit.finish(self.decode(last.codes)), last.codes, recipes)
 
-    def steps(self, edit: Edit, request: Request, *, complete: bool = False) -> Iterator[Progress]:
+    def steps(self, edit: Edit | None, request: Request, *, complete: bool = False) -> Iterator[Progress]:
         """Draw, and yield after every step; the last Progress has the finished `codes`.
 
         Args:
+            edit: as in `draw`.
             complete: show in each step what is predicted for tokens that stay masked; else they are MASK.
 
         Raises:
             As `draw`.
         """
-        self._check(edit, request)
+        edit = self._checked(edit, request)
         return self._steps(edit, request, complete=complete, every=True)
 
     def recipe_for(self, asked: Asked, seed: int, edit: Edit | None = None) -> dict[str, Any]:
@@ -185,14 +189,17 @@ class Runner(Model):
         self.check_codes(codes, self.mask_id - 1)
         return self._doubts(self.reader.condition(asked), codes)
 
-    def _check(self, edit: Edit, request: Request) -> None:
-        instance("edit", edit, Edit, "an Edit, as those that `maskimg.drawing.edits` makes")
+    def _checked(self, edit: Edit | None, request: Request) -> Edit:
+        """The edit, or the one that begins with nothing; refused where it and the request cannot be drawn."""
+        edit = generation(self) if edit is None else edit
+        instance("edit", edit, Edit, "an Edit, as those that `maskimg.drawing.edits` makes, or None")
         instance("request", request, Request, "a Request")
         self.check_critic(request)
         if len(edit.codes) not in (1, len(request.seeds)):
             raise ValueError(f"expected one seed for each of {len(edit.codes)} grids, got {len(request.seeds)}")
         if not bool(edit.masked.any()):
             raise ValueError("there is nothing to draw: no token is masked")
+        return edit
 
     def _steps(self, edit: Edit, request: Request, *, complete: bool, every: bool) -> Iterator[Progress]:
         """Place by place and candidate by candidate; without `every`, as few states as there are results."""
