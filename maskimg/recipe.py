@@ -57,11 +57,11 @@ def png_text(recipe: dict[str, Any]) -> PngInfo:
     text = PngInfo()
     text.add_itxt(KEY, to_json(recipe))
     if "sampler" in recipe:
-        text.add_itxt("parameters", describe(recipe).encode("utf-8", "backslashreplace").decode())
+        text.add_itxt("parameters", caption(recipe).encode("utf-8", "backslashreplace").decode())
     return text
 
 
-def describe(recipe: Mapping[str, Any]) -> str:
+def caption(recipe: Mapping[str, Any]) -> str:
     """A recipe in one line."""
     label = ", ".join(f"{field}: {name}" for field, name in recipe["label"].items()) or "no label"
     sampler = recipe["sampler"]

@@ -84,7 +84,7 @@ class Watchdog(nn.Module):
     def paused(self) -> bool:
         return bool(self.state[2])
 
-    def look(self, loss: float) -> bool:
+    def notice(self, loss: float) -> bool:
         """Take note of a step's reconstruction loss; returns whether the discriminator may take part."""
         mean, best, paused = self.state.tolist()
         if not math.isfinite(loss):  # that step is skipped; in the mean it would stay for ever

@@ -30,7 +30,7 @@ from starlette.middleware import Middleware
 
 from maskimg.hardware import pick_device, pick_dtype
 from maskimg.pipeline import Pipeline
-from maskimg_apps.demo import look, runs
+from maskimg_apps.demo import runs, style
 from maskimg_apps.demo.serving.inputs import guard_inputs
 from maskimg_apps.demo.serving.models import Models
 from maskimg_apps.demo.serving.pages import Pages, choose_model
@@ -260,9 +260,9 @@ def _queued(page: gr.Blocks) -> gr.Blocks:
 def _closed() -> dict[str, Any]:
     """How every page looks, and what is turned off on it."""
     return {
-        "theme": look.theme(),
-        "css": look.CSS,
-        "head": look.HEAD,
+        "theme": style.theme(),
+        "css": style.CSS,
+        "head": style.HEAD,
         "footer_links": ["api", "settings"],
         "max_file_size": MAX_FILE,
         "show_error": False,
@@ -284,7 +284,7 @@ def _closed() -> dict[str, Any]:
 def _header(pipeline: Pipeline | None) -> str:
     if pipeline is None:
         return '<div class="mk-head"><h1>maskimg</h1></div>'
-    spans = "".join(f"<span>{html.escape(fact)}</span>" for fact in runs.describe(pipeline))
+    spans = "".join(f"<span>{html.escape(fact)}</span>" for fact in runs.headline(pipeline))
     learnt = html.escape(runs.learnt_from(pipeline))
     return (
         f'<div class="mk-head"><h1>maskimg <b>{html.escape(pipeline.name)}</b></h1>{spans}</div>'

@@ -43,7 +43,7 @@ class Board:
         """Codes (b, h, w) that stay at their place; decoded when they are seen next."""
         self.settled.append((place, part))
 
-    def look(self, pipeline: Pipeline, place: int, part: torch.Tensor) -> list[Image.Image]:
+    def pictures(self, pipeline: Pipeline, place: int, part: torch.Tensor) -> list[Image.Image]:
         """Complete codes (b, h, w) at a place -> what is seen of the pictures (b)."""
         if self.canvases is None:
             return [to_pil(image).crop(self.seen) for image in pipeline.decode(part)]

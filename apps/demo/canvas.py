@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from maskimg_apps.demo import look, runs
+from maskimg_apps.demo import runs, style
 from maskimg_apps.demo.answers import QUIET, wire_preview
 from maskimg_apps.demo.serving.uploads import Drawing, guard_editor, guard_image
 
@@ -32,7 +32,7 @@ def make_canvas(name: str, label: str, *, awake: bool) -> Canvas:
             layers=False,
             transforms=(),
             fixed_canvas=False,
-            brush=gr.Brush(default_size=24, colors=[look.PAINT], color_mode="fixed"),
+            brush=gr.Brush(default_size=24, colors=[style.PAINT], color_mode="fixed"),
             eraser=gr.Eraser(default_size=24),
             buttons=[],
             height=420,
@@ -76,4 +76,4 @@ def wire_canvas(
     wire_preview(
         [*events, *(each.change for each in others.values())],
         look_at, inputs, [panel, canvas.radius], name, canvas.name,
-    ).then(None, canvas.radius, canvas.editor, js=look.set_brush(canvas.name), **QUIET)  # fmt: skip
+    ).then(None, canvas.radius, canvas.editor, js=style.set_brush(canvas.name), **QUIET)  # fmt: skip

@@ -100,10 +100,10 @@ class Screen:
         """The pictures (b) after a step, and the scores that the view shows."""
         pipeline, request, board = self.pipeline, self.request, self.board
         if self.view == VIEWS[0]:
-            return board.look(pipeline, progress.place, nearest(pipeline, progress.part)), {}
+            return board.pictures(pipeline, progress.place, nearest(pipeline, progress.part)), {}
         part, scores = completed(pipeline, request, progress.part, progress.scores)
         layers = layers_of(pipeline, request, board, progress.place, part, scores, [self.view])
-        return board.look(pipeline, progress.place, part), layers
+        return board.pictures(pipeline, progress.place, part), layers
 
     def _panel(
         self, pictures: Sequence[Image.Image] | None, now: np.ndarray, words: str, scores: dict[str, list[np.ndarray]]

@@ -122,7 +122,7 @@ def frames(pipeline: Pipeline, reel: Reel, *, scored: bool = True) -> list[Frame
             continue
         part, scores = state.part, state.scores
         part, scores = completed(pipeline, request, part, scores) if scored else (nearest(pipeline, part), scores)
-        picture = thumbnail(board.look(pipeline, state.place, part)[0])
+        picture = thumbnail(board.pictures(pipeline, state.place, part)[0])
         layers = layers_of(pipeline, request, board, state.place, part, scores, VIEWS) if scored else {}
         layers = {name: values[0] for name, values in layers.items()}
         words = step_in_words(state, int(now.sum()), unknown)

@@ -19,8 +19,7 @@ from maskimg.noise import SEEDS
 from maskimg.outputs import write_png
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import mark
-from maskimg.sampler import Sampler
-from maskimg.sampler import describe as describe_sampler
+from maskimg.sampler import Sampler, describe
 from maskimg.values import one_of, real_number, text, truth, written_whole
 from maskimg_apps.demo import tokens
 from maskimg_apps.demo.serving.uploads import Drawing, open_mask, open_upload
@@ -183,7 +182,7 @@ def brush_radius(drawing: Drawing) -> int:
     return max(1, round(min(drawing.picture.size) / 16)) if drawing.picture else 0
 
 
-def describe(pipeline: Pipeline) -> list[str]:
+def headline(pipeline: Pipeline) -> list[str]:
     """The model in a few facts, for the header."""
     (h, w), side = pipeline.grid, pipeline.image_size
     dtype = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(pipeline.dtype, str(pipeline.dtype))
@@ -218,9 +217,9 @@ def facts(pipeline: Pipeline) -> dict[str, str]:
     if "plan" in pipeline.about:
         rows["how it was trained"] = "the whole plan is in the model's pipeline.json"
     rows |= {f"labels: {field}": ", ".join(names) for field, names in pipeline.labels.names.items()}
-    rows["recipe"] = describe_sampler(pipeline.recipe)
+    rows["recipe"] = describe(pipeline.recipe)
     for name, sampler in pipeline.presets.items():
-        rows[f"preset: {name}"] = f"{describe_sampler(sampler)} ({sampler.forwards} forward passes)"
+        rows[f"preset: {name}"] = f"{describe(sampler)} ({sampler.forwards} forward passes)"
     return rows | {"critic": "yes" if pipeline.generator.has_critic else "no"}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from maskimg.pipeline import Pipeline
-from maskimg_apps.demo import answers, look, replay, runs, tokens
+from maskimg_apps.demo import answers, replay, runs, style, tokens
 from maskimg_apps.demo.answers import QUIET
 from maskimg_apps.demo.board import VIEWS
 from maskimg_apps.demo.canvas import Canvas
@@ -88,7 +88,7 @@ def make_stage(pipeline: Pipeline | None, name: str, waiting: str, *, pixels: bo
             animation = gr.Button(
                 "Save animation", size="sm", min_width=100, elem_id=f"{name}-animation", interactive=False
             )
-    view.change(None, view, None, js=look.SET_VIEW.replace("NAME", name), **QUIET)
+    view.change(None, view, None, js=style.SET_VIEW.replace("NAME", name), **QUIET)
     stage = Stage(status, view, panel, gallery, animation, sends, answers.letter_box(), gr.State({}))
     if pipeline is not None:
         wire_replay(pipeline, stage, name)
@@ -100,7 +100,7 @@ def wire_replay(pipeline: Pipeline, stage: Stage, name: str) -> None:
     wanted = gr.Button(visible="hidden", elem_id=f"{name}-frames")
     box, shown = answers.letter_box(), answers.letter_box()
     file = gr.DownloadButton(visible="hidden", elem_id=f"{name}-animation-file")
-    of_shown = look.SHOWN.replace("NAME", name)
+    of_shown = style.SHOWN.replace("NAME", name)
 
     def show(shown: dict[str, int], reels: dict[int, replay.Reel]) -> dict[str, Any]:
         with kindly(), TURN:
@@ -116,9 +116,9 @@ def wire_replay(pipeline: Pipeline, stage: Stage, name: str) -> None:
             return replay.save_animation(pipeline, reel, stage.gallery.GRADIO_CACHE)
 
     wanted.click(show, [shown, stage.reels], box, js=of_shown, **QUIET, **DRAWING)
-    box.change(None, box, None, js=look.SHOW_FRAMES.replace("NAME", name), **QUIET)
+    box.change(None, box, None, js=style.SHOW_FRAMES.replace("NAME", name), **QUIET)
     stage.animation.click(save, [shown, stage.reels], file, js=of_shown, **QUIET, **DRAWING).success(
-        None, None, None, js=look.DOWNLOAD.replace("NAME", name), **QUIET
+        None, None, None, js=style.DOWNLOAD.replace("NAME", name), **QUIET
     )
 
 
@@ -136,8 +136,8 @@ def wire_sends(stages: Sequence[Stage], canvases: Mapping[str, Canvas], upload: 
         outputs = [canvas.editor, canvas.radius, switch] if canvas else [upload, switch]
         opened = box.change(None, box, outputs, js=js, **QUIET)
         if canvas:
-            opened.then(None, canvas.radius, canvas.editor, js=look.set_brush(canvas.name), **QUIET).then(
-                None, None, None, js=look.PREVIEW.replace("NAME", canvas.name), **QUIET
+            opened.then(None, canvas.radius, canvas.editor, js=style.set_brush(canvas.name), **QUIET).then(
+                None, None, None, js=style.PREVIEW.replace("NAME", canvas.name), **QUIET
             )
 
 

@@ -322,12 +322,12 @@ def check_data(parser: Parser, arguments: list[str]) -> int:
     (out,) = outputs(given, "check-data", {"out": ""}, (given.source,))
     from tqdm import tqdm
 
-    from maskimg.data.check import check_pictures, describe
+    from maskimg.data.check import check_pictures
     from maskimg.data.pictures import bad_lines, list_pictures
     from maskimg.outputs import write_lines
 
     report = check_pictures(list_pictures(given.source), jobs=given.jobs, max_pixels=max_pixels(given), progress=tqdm)
-    print(describe(report))
+    print(summary(report))
     if out:
         write_lines(bad_lines(report.bad), "check-data", out, force=given.force)
         print(f"done: {len(report.bad)} unreadable pictures listed in {out}")

@@ -84,7 +84,7 @@ def check_pictures(listing: Listing, *, jobs: int | None = None, max_pixels: int
     return Report(listing, [found[i] for i in range(len(listing))])
 
 
-def describe(report: Report) -> str:
+def summary(report: Report) -> str:
     """The report in lines for people."""
     listing, good = report.listing, [each for each in report.checked if not each.fault]
     lines = [f"{len(listing):,} pictures, {len(good):,} of them readable"]

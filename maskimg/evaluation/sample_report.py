@@ -6,8 +6,7 @@ What is measured, and how, `quality` knows.
 import dataclasses
 from typing import Any
 
-from maskimg.sampler import Sampler
-from maskimg.sampler import describe as describe_sampler
+from maskimg.sampler import Sampler, describe
 
 OWN = "of our own classifier's features: not FID"
 
@@ -110,7 +109,7 @@ def summary(report: GenerationReport) -> str:
 def markdown(report: GenerationReport, command: str, day: str) -> str:
     """The report for a model's card."""
     lines = [
-        f"`{command}`, {day}; {describe_sampler(Sampler(**report.sampler))}; seeds from {report.seed}. Our own "
+        f"`{command}`, {day}; {describe(Sampler(**report.sampler))}; seeds from {report.seed}. Our own "
         "classifier was trained on the training pictures: its figures compare with nothing outside this table, and "
         "held-out pictures show what is as good as real.",
         "",

@@ -80,7 +80,7 @@ class Adversary:
         """
         training = self.training
         if training.adversarial_weight:
-            self.watchdog.look(pixel_loss.item())  # before it joins, too: that is what it is held against
+            self.watchdog.notice(pixel_loss.item())  # before it joins, too: that is what it is held against
         if not training.adversarial_weight_at(progress):
             return {}
         images = torch.cat([part.images for part in parts])

@@ -14,7 +14,7 @@ from tiny import listening_pipeline, tiny_pipeline
 from maskimg.outputs import write_png
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
-from maskimg_apps.demo import app, controls, look, running, runs
+from maskimg_apps.demo import app, controls, running, runs, style
 from maskimg_apps.demo.tabs import about
 
 pytestmark = [
@@ -129,7 +129,7 @@ def test_the_page_says_what_a_model_was_trained_on_where_its_directory_tells_it(
 
 def test_hints_can_be_read_in_the_light_and_in_the_dark():
     """WCAG asks for 4.5:1 of words of this size."""
-    theme = look.theme()
+    theme = style.theme()
 
     def colour(name: str, ending: str) -> tuple[int, ...]:
         value = getattr(theme, name + ending, None) or getattr(theme, name)

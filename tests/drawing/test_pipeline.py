@@ -24,7 +24,7 @@ from maskimg.networks.transformer import MaskedTransformer
 from maskimg.networks.wrapper import ForeignNet
 from maskimg.outputs import write_png
 from maskimg.pipeline import Pipeline
-from maskimg.recipe import describe, read_recipe
+from maskimg.recipe import caption, read_recipe
 from maskimg.sampler import Sampler, make_presets
 from vqgan import ImageError, Tokenizer
 from vqgan.files import ModelError, write_json, write_manifest
@@ -598,11 +598,11 @@ def test_a_picture_is_reconstructed_upright_and_with_white_for_what_was_transpar
 
 def test_a_recipe_says_everything_in_a_line(pipeline, tmp_path):
     recipe = pipeline.recipe_for({"class": "cat"}, 12)
-    assert describe(recipe) == "class: cat; seed 12, 4 steps, halton order, guidance 1.0, model tiny"
-    assert describe(pipeline.recipe_for(None, 1)).startswith("no label; seed 1,")
+    assert caption(recipe) == "class: cat; seed 12, 4 steps, halton order, guidance 1.0, model tiny"
+    assert caption(pipeline.recipe_for(None, 1)).startswith("no label; seed 1,")
     write_png(_photo((8, 8)), recipe, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
-        assert image.info["parameters"] == describe(recipe)
+        assert image.info["parameters"] == caption(recipe)
     assert read_recipe(tmp_path / "a.png") == recipe
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 

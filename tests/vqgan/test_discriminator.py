@@ -63,17 +63,17 @@ def test_logits_that_are_not_finite_do_not_stay_in_lecams_averages():
 
 def test_the_watchdog_lets_the_discriminator_be_while_reconstruction_holds():
     watchdog = Watchdog()
-    assert all(watchdog.look(1.0 + 0.05 * (i % 2)) for i in range(500))
+    assert all(watchdog.notice(1.0 + 0.05 * (i % 2)) for i in range(500))
 
 
 def test_the_watchdog_pauses_it_when_reconstruction_worsens_and_lets_it_back():
     watchdog = Watchdog()
-    assert all(watchdog.look(1.0) for _ in range(100))
-    worse = [watchdog.look(1.5) for _ in range(200)]
+    assert all(watchdog.notice(1.0) for _ in range(100))
+    worse = [watchdog.notice(1.5) for _ in range(200)]
     assert worse[0]
     assert not worse[-1]
     assert watchdog.paused
-    better = [watchdog.look(1.0) for _ in range(400)]
+    better = [watchdog.notice(1.0) for _ in range(400)]
     assert not better[0]
     assert better[-1]
     # Back only well below the limit, so that it does not go in and out at every step.
@@ -82,19 +82,19 @@ def test_the_watchdog_pauses_it_when_reconstruction_worsens_and_lets_it_back():
 
 def test_a_loss_that_is_not_finite_does_not_blind_the_watchdog():
     watchdog = Watchdog()
-    assert watchdog.look(float("nan"))
-    assert all(watchdog.look(1.0) for _ in range(100))
-    watchdog.look(float("nan"))
-    watchdog.look(float("inf"))
-    assert not [watchdog.look(1.5) for _ in range(200)][-1]
+    assert watchdog.notice(float("nan"))
+    assert all(watchdog.notice(1.0) for _ in range(100))
+    watchdog.notice(float("nan"))
+    watchdog.notice(float("inf"))
+    assert not [watchdog.notice(1.5) for _ in range(200)][-1]
 
 
 def test_the_watchdog_goes_on_from_a_saved_state():
     one, other = Watchdog(), Watchdog()
     for _ in range(50):
-        one.look(1.0)
+        one.notice(1.0)
     other.load_state_dict(one.state_dict())
-    decisions = [[dog.look(1.4) for _ in range(60)] for dog in (one, other)]
+    decisions = [[dog.notice(1.4) for _ in range(60)] for dog in (one, other)]
     assert decisions[0] == decisions[1]
     assert not all(decisions[0])
 

@@ -23,9 +23,9 @@ def kindly() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not memory_ran_out(error):
             raise _unexpected(error) from error
-        raise told(SMALL_MEMORY) from error
+        raise as_error(SMALL_MEMORY) from error
     except ValueError as error:
-        raise told(str(error)) from error
+        raise as_error(str(error)) from error
     except Exception as error:
         raise _unexpected(error) from error
 
@@ -34,10 +34,10 @@ def _unexpected(error: Exception) -> gr.Error:
     """What it was is for the log; a person is told its number there."""
     number = secrets.token_hex(4)
     log.error("error %s in the demo", number, exc_info=error)
-    return told(f"something went wrong (id {number}). Details are in the server log")
+    return as_error(f"something went wrong (id {number}). Details are in the server log")
 
 
-def told(sentence: str) -> gr.Error:
+def as_error(sentence: str) -> gr.Error:
     """An error in a sentence."""
     return gr.Error(in_a_sentence(sentence), print_exception=False)
 

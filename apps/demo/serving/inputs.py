@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from maskimg import values
-from maskimg_apps.demo.serving.errors import kindly, told
+from maskimg_apps.demo.serving.errors import as_error, kindly
 
 NOT_UPLOADED = "a file of this call cannot be used: upload it first, and send what that answers"
 
@@ -29,7 +29,7 @@ def guard_inputs(page: gr.Blocks) -> None:
         try:
             return await preprocess(block_fn, inputs, state, explicit_call)
         except (ValueError, OSError) as error:  # of a path that leads elsewhere, or of a description that is none
-            raise told(NOT_UPLOADED) from error
+            raise as_error(NOT_UPLOADED) from error
 
     page.preprocess_data = checked
 

@@ -10,7 +10,7 @@ import gradio as gr
 from maskimg.evaluation.card import plainly
 from maskimg.pipeline import Pipeline
 from maskimg.recipe import read_recipe
-from maskimg_apps.demo import answers, look, runs, tokens
+from maskimg_apps.demo import answers, runs, style, tokens
 from maskimg_apps.demo.answers import QUIET
 from maskimg_apps.demo.running import add_endpoint
 from maskimg_apps.demo.serving.errors import kindly
@@ -53,7 +53,7 @@ def info_tab(
     # On load, and again when the browser has found what it kept, which may be later, or keeps one more.
     answers.wire([page.load, kept.change], listed, [kept], [parts.recent], "recent", queue=False)
     for stage in stages:
-        stage.box.change(None, [stage.box, kept], kept, js=look.REMEMBER.replace("MOST", str(MOST)), **QUIET)
+        stage.box.change(None, [stage.box, kept], kept, js=style.REMEMBER.replace("MOST", str(MOST)), **QUIET)
 
     def read(number: Any, image: str | None) -> Iterator[dict[str, Any]]:
         def values() -> list[Any]:

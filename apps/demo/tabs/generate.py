@@ -7,7 +7,7 @@ import gradio as gr
 import numpy as np
 
 from maskimg.pipeline import Pipeline
-from maskimg_apps.demo import look, runs, tokens
+from maskimg_apps.demo import runs, style, tokens
 from maskimg_apps.demo.controls import make_controls
 from maskimg_apps.demo.running import add_endpoint, pictures_and_seed, run_on, run_once, wire_run
 from maskimg_apps.demo.serving.errors import kindly
@@ -19,7 +19,7 @@ def generate_tab(pipeline: Pipeline | None) -> tuple[dict[str, Any], Stage]:
     with gr.Row(elem_classes="mk-run"):
         with gr.Column(scale=2, min_width=300):
             controls = make_controls(pipeline, pipeline.example if pipeline else None)
-            gr.HTML(look.KEYS)
+            gr.HTML(style.KEYS)
         with result_column("generate"):
             go, stop = make_buttons("Generate", pipeline, "generate")
             stage = make_stage(pipeline, "generate", _waiting(pipeline), pixels=True)

@@ -8,7 +8,7 @@ import gradio as gr
 
 from maskimg.drawing.reconstruction import GAIN
 from maskimg.pipeline import Pipeline
-from maskimg_apps.demo import answers, look, runs, tokens
+from maskimg_apps.demo import answers, runs, style, tokens
 from maskimg_apps.demo.running import add_endpoint
 from maskimg_apps.demo.serving.errors import kindly
 from maskimg_apps.demo.serving.turn import DRAWING, TURN
@@ -101,7 +101,7 @@ def _parts(pipeline: Pipeline | None) -> Parts:
                 elem_id="reconstruct-size",
                 interactive=awake,
             )
-            gr.HTML(look.KEYS_AGAIN)
+            gr.HTML(style.KEYS_AGAIN)
             figures = gr.HTML(_no_figures(), elem_id="reconstruct-figures")
             download = gr.DownloadButton(
                 "Download the reconstruction", size="sm", elem_id="reconstruct-download", interactive=False
