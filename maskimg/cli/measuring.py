@@ -322,7 +322,7 @@ def check_data(parser: Parser, arguments: list[str]) -> int:
     (out,) = outputs(given, "check-data", {"out": ""}, (given.source,))
     from tqdm import tqdm
 
-    from maskimg.data.check import check_pictures
+    from maskimg.data.check import check_pictures, summary
     from maskimg.data.pictures import bad_lines, list_pictures
     from maskimg.outputs import write_lines
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import TOKENIZER
 
 from maskimg.cli.main import main
-from maskimg.data.check import check_pictures, describe
+from maskimg.data.check import check_pictures, summary
 from maskimg.data.pictures import list_pictures, read_pictures
 from maskimg.sampler import Sampler
 from maskimg.training.folder import train_folder, working_directory
@@ -191,7 +191,7 @@ def test_a_picture_on_both_sides_of_the_split_is_told(tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "labels.csv").write_text("file,split,class\na.png,train,x\nb.png,val,\n")
-    text = describe(check_pictures(list_pictures(tmp_path)))
+    text = summary(check_pictures(list_pictures(tmp_path)))
     assert "  1 of them stand both in training and among the held-out pictures" in text
     assert "  without: 1 pictures" in text
 
@@ -200,7 +200,7 @@ def test_a_picture_on_both_sides_of_the_split_is_told(tmp_path):
 def test_the_number_of_jobs_changes_nothing(planted, jobs):
     folder, _, _ = planted
     report = check_pictures(list_pictures(folder), jobs=jobs)
-    assert describe(report) == describe(check_pictures(list_pictures(folder)))
+    assert summary(report) == describe(check_pictures(list_pictures(folder)))
 
 
 def test_wrong_options_get_a_sentence(tmp_path, capsys):
