@@ -318,13 +318,13 @@ class MaskGit(nn.Module):
             sampler = self.make_sampler(**earlier) if earlier or self.sampler is None else self.sampler
         codes, single = checks.grids_to_complete(batch_size, codes, self.grid, self.mask_id)
         codes, seeds = codes.to(self.device), checks.seeds_of(seeds, len(codes))
-        condition = self._condition(condition)
-        self.net.check_condition(condition, len(codes))
+        given: Any = self._condition(condition)
+        self.net.check_condition(given, len(codes))
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
             with without_gradient():
-                done = sample(self, codes, condition, sampler, seeds)
+                done = sample(self, codes, given, sampler, seeds)
         finally:
             for module, mode in modes.items():
                 module.training = mode

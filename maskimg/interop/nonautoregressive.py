@@ -87,8 +87,9 @@ class NonAutoregressiveWrapper(nn.Module):
             loss_weight="elbo" if use_simple_mdlm_loss_weight else "none",
             critic_loss_weight=critic_loss_weight,
         )
+        known: Any = net if own else ForeignNet(net, mask_id, grid)
         self.model = MaskGit(
-            net if own else ForeignNet(net, mask_id, grid),
+            known,
             objective=objective,
             self_cond=self_cond,
             token_critic=token_critic,

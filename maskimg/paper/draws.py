@@ -46,7 +46,7 @@ class Noise(NamedTuple):
     """The randomness of each image (b,) for a grid of (h, w) tokens."""
 
     seeds: torch.Tensor
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
 
     def uniform(self, step: int, stream: int) -> torch.Tensor:
         """(b, h, w) on (0, 1), different for each step and stream."""
@@ -70,7 +70,6 @@ class Iteration(NamedTuple):
 
     @property
     def guidance(self) -> float | dict[str, float]:
-        """One number, unless single fields have their own."""
         return guidance_at(self.sampler, self.i)
 
 

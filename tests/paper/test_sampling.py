@@ -1079,7 +1079,7 @@ def test_an_error_while_drawing_leaves_every_module_in_the_mode_it_was_in():
         model.generate(2)
     assert [module.training for module in model.modules()] == modes
     del model.to_logits
-    model.generate(2, steps=2)
+    model.generate(2, sampler=Sampler(steps=2))
     assert [module.training for module in model.modules()] == modes
 
 
@@ -1088,7 +1088,7 @@ def test_seeds_that_are_not_given_come_from_torchs_own():
     with torch.random.fork_rng():
         for seed in (5, 5, 6):
             torch.manual_seed(seed)
-            drawn.append(model.generate(3, steps=3))
+            drawn.append(model.generate(3, sampler=Sampler(steps=3)))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
