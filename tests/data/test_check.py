@@ -200,7 +200,7 @@ def test_a_picture_on_both_sides_of_the_split_is_told(tmp_path):
 def test_the_number_of_jobs_changes_nothing(planted, jobs):
     folder, _, _ = planted
     report = check_pictures(list_pictures(folder), jobs=jobs)
-    assert summary(report) == describe(check_pictures(list_pictures(folder)))
+    assert summary(report) == summary(check_pictures(list_pictures(folder)))
 
 
 def test_wrong_options_get_a_sentence(tmp_path, capsys):
