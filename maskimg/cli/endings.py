@@ -16,5 +16,13 @@ def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
     message = " ".join(message.split())
     if len(message) > MOST_SAID:  # somebody's value, ten thousand characters long
         message = f"{message[: MOST_SAID // 2]} … {message[-MOST_SAID // 2 :]}"
+    _close_bars()
     print(f"maskimg: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _close_bars() -> None:
+    """Progress bars that an error left open: the sentence would stand behind one, on the same line."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()

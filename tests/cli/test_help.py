@@ -11,7 +11,7 @@ from maskimg.cli.help import EVERYDAY, in_words
 from maskimg.cli.main import COMMANDS, GROUPS, command_named, main, overview
 from maskimg.cli.options import Parser
 from maskimg.cli.plan_words import WORDS
-from maskimg.training.folder import PRESETS
+from maskimg.training.plan import PRESETS
 
 MOST_OPTIONS, MOST_LINES = 12, 30
 TRAININGS = ("train", "train-tokenizer", "train-generator")

@@ -372,5 +372,5 @@ def test_a_file_that_is_cut_off_is_refused_in_a_sentence(kind, share, request):
 )
 def test_a_file_of_another_kind_is_refused_by_what_it_resembles(tmp_path, names, resembles):
     save_file({name: torch.ones(2) for name in names}, tmp_path / "other.safetensors")
-    with pytest.raises(ModelError, match=f"no generator that can be converted.*it looks like {resembles}"):
+    with pytest.raises(ModelError, match=f"not a generator that can be converted.*it looks like {resembles}"):
         read_generator(tmp_path / "other.safetensors")

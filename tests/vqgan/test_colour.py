@@ -260,7 +260,7 @@ def test_an_edit_gives_back_every_bit_that_it_did_not_draw(pipeline, tmp_path, k
         inside[: SIZE[1], -SIZE[0] :] = True
         drawn = ~inside
     else:
-        run = pipeline.inpaint if task == "inpaint" else pipeline.variations
+        run = pipeline.inpaint if task == "inpaint" else pipeline.vary
         result = run(path, mask=PAINTED, label="cat", **({"strength": 1.0} if task == "vary" else {}))
         drawn = np.asarray(pipeline.hole(path, PAINTED, grow=int(task == "inpaint")).pixels()) == 255
         inside = ~drawn
