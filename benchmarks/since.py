@@ -5,7 +5,8 @@
 
 Each tree runs in a process that stays, with `benchmarks/players.py` of its own; they take turns, in changing
 order, so that what else the machine does falls on both. The numbers are those of `benchmarks/generator.py` in
-bf16, ours alone and eager. A ratio above 1 means that this tree is slower.
+bf16, ours alone and eager; on a CPU whose bf16 is slow, `--dtype fp32 --batch 2` takes minutes. A ratio above 1
+means that this tree is slower.
 """
 
 import argparse
@@ -29,10 +30,12 @@ def main() -> None:
     parser.add_argument("commit", nargs="?")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="fp32 on a CPU whose bf16 is slow")
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)  # of the child process
     given = parser.parse_args()
     if given.kind:
-        serve(given.kind, given.threads)
+        serve(given)
         return
     if not given.commit:
         parser.error("name the commit to compare with")
@@ -41,17 +44,17 @@ def main() -> None:
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", old, given.commit], check=True)
         try:
             for kind in KINDS:
-                print(f"{kind:10} {summary(compare(old, kind, given.pairs, given.threads))}", flush=True)
+                print(f"{kind:10} {summary(compare(old, kind, given))}", flush=True)
         finally:
             subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", old], check=True)
 
 
-def compare(old: Path, kind: str, pairs: int, threads: int) -> list[float]:
+def compare(old: Path, kind: str, given: argparse.Namespace) -> list[float]:
     """Seconds of this tree over those of the old one, a pair each."""
-    trees = {"new": start(ROOT, kind, threads), "old": start(old, kind, threads)}
+    trees = {"new": start(ROOT, kind, given), "old": start(old, kind, given)}
     try:
         ratios = []
-        for _ in range(pairs):
+        for _ in range(given.pairs):
             seconds = {name: ask(trees[name]) for name in random.sample(sorted(trees), 2)}
             ratios.append(seconds["new"] / seconds["old"])
         return ratios
@@ -60,10 +63,11 @@ def compare(old: Path, kind: str, pairs: int, threads: int) -> list[float]:
             process.kill()
 
 
-def start(tree: Path, kind: str, threads: int) -> subprocess.Popen[str]:
+def start(tree: Path, kind: str, given: argparse.Namespace) -> subprocess.Popen[str]:
     """A process that measures `kind` with the code of `tree` each time that it is asked, warmed up."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tree), str(tree / "benchmarks")))}
-    command = [sys.executable, "-W", "ignore", __file__, "--kind", kind, "--threads", str(threads)]
+    command = [sys.executable, "-W", "ignore", __file__, "--kind", kind, "--threads", str(given.threads)]
+    command += ["--dtype", given.dtype, "--batch", str(given.batch)]
     process = subprocess.Popen(command, cwd=tree, env=environment, stdin=-1, stdout=-1, text=True)
     ask(process)
     return process
@@ -76,7 +80,7 @@ def ask(process: subprocess.Popen[str]) -> float:
     return float(process.stdout.readline())
 
 
-def serve(kind: str, threads: int) -> None:
+def serve(given: argparse.Namespace) -> None:
     """In the child: a line on standard input is a measurement, whose seconds are printed."""
     # Of an editable install's own finder and of this file's folder, nothing: only what PYTHONPATH names.
     sys.meta_path = [finder for finder in sys.meta_path if str(getattr(finder, "__module__", "")).startswith("_frozen")]
@@ -87,21 +91,21 @@ def serve(kind: str, threads: int) -> None:
     import maskimg as package
 
     assert Path(package.__file__ or "").is_relative_to(tree[0]), f"{package.__file__} is not of {tree[0]}"
-    torch.set_num_threads(threads)
+    torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    size = Size()
+    size, training = Size(batch=given.batch), given.kind == "training"
     player = maskimg(size, torch.device("cpu"))
-    if kind == "training":
+    if training:
         optimizer = torch.optim.AdamW(player.model.parameters(), lr=1e-4)
         codes = torch.randint(0, size.codes, (size.batch, size.side, size.side))
-    else:
+    elif given.dtype == "bf16":
         player.model.to(torch.bfloat16)
 
     def measure() -> None:
-        if kind != "training":
-            player.draw(size.batch if kind == "sampling" else 1, STEPS)
+        if not training:
+            player.draw(size.batch if given.kind == "sampling" else 1, STEPS)
             return
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=given.dtype == "bf16"):
             loss = player.loss(codes)
         optimizer.zero_grad()
         loss.backward()

@@ -10,7 +10,7 @@ from maskimg.masking import schedule_named
 from maskimg.values import WrongType, instance, one_of, real_number, shown, text, truth, written_whole
 
 ORDERS = ("confidence", "halton", "random", "critic", "moment")
-PATHS = ("halton", "random")  # orders that do not look at what is predicted
+BEFORE_DRAW = ("halton", "random")  # orders that rank the tokens before any code is drawn
 GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine")
 
 Knots = float | tuple[float, ...]

@@ -17,7 +17,7 @@ from maskimg.paper.counts import Counts, make_counts
 from maskimg.paper.draws import Drawn, Iteration, Model, Noise, draw
 from maskimg.paper.first import First, first_features
 from maskimg.paper.orders import RANKINGS, choice_noise, give_back
-from maskimg.sampler import PATHS, Sampler
+from maskimg.sampler import BEFORE_DRAW, Sampler
 
 
 class Step(NamedTuple):
@@ -71,7 +71,7 @@ def sample_steps(
         features, memory = first if first and not i else model.features(codes, prepared, now.guidance, memory)
 
         # 2. Sample a code at each masked token; only at those that will be kept, if the order is known before the draw.
-        ranking = rank(now) if sampler.order in PATHS else None
+        ranking = rank(now) if sampler.order in BEFORE_DRAW else None
         drawn = draw(now, features, codes, scores, masked, ranking)
 
         # 3. Mask schedule: so many tokens stay masked.
@@ -81,7 +81,8 @@ def sample_steps(
         ranking = rank(now, drawn) if ranking is None else ranking
         kept = given if sampler.order == "critic" and sampler.critic_revises else ~masked
         left = mask_lowest((ranking + choice_noise(now)).masked_fill(kept, torch.inf), count)
-        codes, scores = drawn.codes.masked_fill(left, model.mask_id), drawn.scores + 0 * ranking
+        codes = drawn.codes.masked_fill(left, model.mask_id)
+        scores = drawn.scores + 0 * ranking  # NaN where a ranking was not finite
         step = completed(now, features, drawn, ranking, left) if complete else Step(codes, scores, left)
         if waits and now.is_last:
             check_finite(step.scores, features.dtype)
@@ -90,7 +91,7 @@ def sample_steps(
 
 def completed(now: Iteration, features: torch.Tensor, drawn: Drawn, ranking: torch.Tensor, left: torch.Tensor) -> Step:
     """A step as it is shown: with a code and a score for each token, also for those that are masked again."""
-    if now.sampler.order in PATHS and not now.is_last:
+    if now.sampler.order in BEFORE_DRAW and not now.is_last:
         drawn = draw(now, features, drawn.codes, drawn.scores, left)
     scores = drawn.scores
     if now.sampler.order == "critic":

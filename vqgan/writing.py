@@ -110,7 +110,7 @@ def require_replaceable(path: str | Path) -> Path:
 def require_room(place: Path) -> None:
     """
     Raises:
-        InTheWay: no file or directory `place` can be made, because its folder is none, or cannot be written to.
+        InTheWay: `place` cannot be created: its parent is not a folder, or the parent is not writable.
         OSError: the disk is full.
     """
     ground = next(parent for parent in place.parents if os.path.lexists(parent))

@@ -216,7 +216,8 @@ def _is_kind(error: Exception) -> bool:
     from maskimg.training.loop.guards import memory_ran_out
     from maskimg.training.loop.run import TrainingError
 
-    return isinstance(error, ValueError | OSError | TrainingError) or memory_ran_out(error)
+    plain = isinstance(error, ValueError | OSError | TrainingError)
+    return plain or memory_ran_out(error) or _is_full_disk(error)
 
 
 def _explain(error: Exception) -> NoReturn:

@@ -143,8 +143,8 @@ def make_hole(
 
     Args:
         coverage, grow: which tokens the paint reaches, as in `token_mask`.
-        feather: over how much of a token the picture fades into what is drawn, in the ring that `grow` adds: paint is
-            never seen through. Without a ring there is none.
+        feather: width of the fade from the picture to what is drawn, as a share of a token. It lies in the ring that
+            `grow` adds, so painted pixels are always fully replaced; with `grow=0` there is no fade.
         window: as in `lay_out`.
 
     Raises:

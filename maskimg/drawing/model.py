@@ -18,7 +18,7 @@ from maskimg.maskgit import MaskGit
 from maskimg.network import Network
 from maskimg.networks.transformer import TokenCritic
 from maskimg.networks.words import Words
-from maskimg.sampler import Sampler, make_presets
+from maskimg.sampler import ORDERS, Sampler, make_presets
 from maskimg.values import WrongType, instance, shown
 from vqgan import Tokenizer
 from vqgan.images import to_tensor
@@ -144,7 +144,10 @@ class Model:
         if request.best_of > 1:
             raise ValueError("best_of needs a critic, and this model has none")
         if self.sampler(request.sampler).order == "critic":
-            raise ValueError("this model has no critic: choose another order (confidence, halton, random or moment)")
+            others = [order for order in ORDERS if order != "critic"]
+            raise ValueError(
+                f"this model has no critic: choose another order ({', '.join(others[:-1])} or {others[-1]})"
+            )
 
     # Pictures <-> codes.
 

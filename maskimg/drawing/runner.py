@@ -132,7 +132,7 @@ class Runner(Model):
         """Draw what a request asks for, from what the edit begins with; `steps` does the same step by step.
 
         Args:
-            edit: as the functions of `maskimg.drawing.edits` make them; None begins with nothing.
+            edit: made by a function of `maskimg.drawing.edits`; None draws from nothing.
 
         Raises:
             WrongType: it is no Edit. ValueError: the request asks for what the model does not know or cannot do, or the

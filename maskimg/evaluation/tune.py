@@ -26,7 +26,7 @@ from maskimg.evaluation.quality import Reference, draw_samples, own_figures, sca
 from maskimg.noise import SEEDS
 from maskimg.outputs import require_folder
 from maskimg.pipeline import Pipeline
-from maskimg.sampler import PATHS, Sampler, describe
+from maskimg.sampler import BEFORE_DRAW, ORDERS, Sampler, describe
 from vqgan import files
 from vqgan.writing import atomic_file
 
@@ -159,7 +159,7 @@ def fitted(sampler: Sampler, budget: float, bench: Bench) -> Sampler | None:
 
 def random_sampler(pipeline: Pipeline, chance: random.Random) -> Sampler:
     """Any sampler that this model can draw with; its steps are still to be fitted."""
-    orders = ["confidence", "halton", "random", "moment"] + ["critic"] * pipeline.generator.has_critic
+    orders = [order for order in ORDERS if order != "critic"] + ["critic"] * pipeline.generator.has_critic
     order = chance.choice(orders)
     guided = bool(pipeline.labels.names) and pipeline.net.has_null
     guidance = chance.choice(GUIDANCES) if guided else 1.0
@@ -167,8 +167,8 @@ def random_sampler(pipeline: Pipeline, chance: random.Random) -> Sampler:
         schedule=chance.choice(SCHEDULES),
         order=order,
         token_temperature=chance.choice(TEMPERATURES),
-        # Paths do not look at scores: noise on them would only make equal samplers look different.
-        choice_temperature=1.0 if order in PATHS else chance.choice(CHOICES),
+        # These orders do not look at scores: noise on them would only make equal samplers look different.
+        choice_temperature=1.0 if order in BEFORE_DRAW else chance.choice(CHOICES),
         guidance=guidance,
         guidance_end=1.0 if guidance == 1 else chance.choice(ENDS),
     )

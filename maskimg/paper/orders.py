@@ -1,7 +1,7 @@
 """Which tokens a step keeps: a ranking function for each order of the Sampler.
 
-A new order is a function here, an entry of RANKINGS, and its name in `sampler.ORDERS`; in `sampler.PATHS` too, if it
-does not look at what was drawn: it is then asked before the draw, and codes are drawn only where they will be kept.
+A new order is a function here, an entry of RANKINGS, and its name in `sampler.ORDERS`; in `sampler.BEFORE_DRAW` too, if
+it does not look at what was drawn: it is then asked before the draw, and codes are drawn only where they will be kept.
 
 Chang et al. 2022, arXiv 2202.04200, section 3.2 (confidence); Besnier et al. 2025, arXiv 2503.17076 (halton); Lezama et
 al. 2022, arXiv 2209.04439 (critic); Hayakawa et al. 2025, arXiv 2510.04525 (moment).
@@ -18,7 +18,7 @@ from einops import rearrange
 from maskimg.masking import mask_lowest
 from maskimg.noise import gumbel, uniform
 from maskimg.paper.draws import CHOICE, REVISE, Drawn, Iteration
-from maskimg.sampler import PATHS
+from maskimg.sampler import BEFORE_DRAW
 
 
 def confidence(now: Iteration, drawn: Drawn) -> torch.Tensor:
@@ -27,7 +27,7 @@ def confidence(now: Iteration, drawn: Drawn) -> torch.Tensor:
 
 
 def moment(now: Iteration, drawn: Drawn) -> torch.Tensor:
-    """How probable a draw is where it may be kept; see `draws`."""
+    """The moment of each token, log sum_v q(v) p(v)^(1/a): how likely a code drawn there is to be kept; see `draws`."""
     return drawn.moments
 
 
@@ -39,7 +39,7 @@ def critic(now: Iteration, drawn: Drawn) -> torch.Tensor:
 
 
 def random(now: Iteration, drawn: Drawn | None = None) -> torch.Tensor:
-    """All tokens alike."""
+    """A random rank for each token."""
     return now.noise.uniform(now.i, CHOICE)
 
 
@@ -63,7 +63,7 @@ RANKINGS: dict[str, Callable[..., torch.Tensor]] = {
 def choice_noise(now: Iteration) -> torch.Tensor | float:
     """Gumbel noise on a ranking that looks at what was drawn; of unit size on moments, which are scaled instead."""
     size = now.sampler.choice_at(now.i)
-    if now.sampler.order in PATHS or not size:
+    if now.sampler.order in BEFORE_DRAW or not size:
         return 0.0
     noise = gumbel(now.noise.uniform(now.i, CHOICE))
     return noise if now.sampler.order == "moment" else size * noise

@@ -109,7 +109,7 @@ class Evaluation:
         except NotFinite as error:  # whether the training can go on is for the guard of its steps to say
             self.run.warn(f"no samples can be drawn: {error}")
             return None
-        with self.run.sparing():
+        with self.run.tolerating_write_errors():
             page = sheet([to_pil(image) for image in images], 8)
             write_png(page, mark("train-generator"), self.run.directory / "samples.png", force=True)
         self.run.picture("samples.png")

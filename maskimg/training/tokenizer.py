@@ -196,7 +196,7 @@ def _evaluate(run: Run, model: Tokenizer, unseen: torch.Tensor, usage: CodeUsage
     if not distributed.is_first():
         return
     run.write_log(held_out_loss=reconstruction_error(model, unseen), **_use(usage))
-    with run.sparing():
+    with run.tolerating_write_errors():
         write_reconstructions(model, unseen, run.directory / "reconstructions.png")
         chart = usage_chart(usage.counts.tolist())
         write_png(chart, mark("train-tokenizer"), run.directory / "codebook.png", force=True)

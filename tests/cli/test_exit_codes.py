@@ -151,3 +151,18 @@ def test_other_settings_are_refused_even_so(data, capsys):
     trained(data, 2)
     assert trained(data, 4, "--allow-data-change", "--generator.depth=2", codes="others") == 2
     assert "run with generator.depth 1, now 2: use the same settings" in last_line(capsys)
+
+
+def test_a_disk_that_safetensors_finds_full_is_said_to_be_full_wherever_weights_are_written(data, capsys, monkeypatch):
+    """Its error is no OSError: at the end of a training, for one, it was a traceback."""
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("vqgan.files.save_file", full)
+    monkeypatch.setattr("vqgan.interop.convert.is_foreign", lambda _: False)
+    with pytest.raises(SystemExit) as end:
+        main(["convert", str(data / "tokenizer"), "--out", str(data / "again")])
+    assert end.value.code == 4
+    assert last_line(capsys).startswith("maskimg: the disk is full (")
+    assert not (data / "again").exists()

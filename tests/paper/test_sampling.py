@@ -21,7 +21,7 @@ from maskimg.paper import draws
 from maskimg.paper.counts import make_counts
 from maskimg.paper.draws import CHOICE, draw_codes, filtered
 from maskimg.paper.orders import RANKINGS, halton_order
-from maskimg.sampler import GUIDANCE_SCHEDULES, ORDERS, PATHS, Sampler, describe, make_presets
+from maskimg.sampler import BEFORE_DRAW, GUIDANCE_SCHEDULES, ORDERS, Sampler, describe, make_presets
 from maskimg.sampling import Step, check_finite, first_features, sample, sample_steps
 
 ENDLESS = "truncated_normal(0.55, 0.25, 0.5)"  # a schedule that never falls below one half
@@ -519,7 +519,7 @@ def test_scores_are_what_the_model_gave_each_code_when_it_was_drawn(order, revis
 
 
 def test_every_order_has_a_ranking_function():
-    assert set(RANKINGS) == set(ORDERS) > set(PATHS)
+    assert set(RANKINGS) == set(ORDERS) > set(BEFORE_DRAW)
 
 
 def test_halton_keeps_cells_along_one_path_from_a_start_of_its_own():
@@ -790,7 +790,7 @@ def test_of_equally_probable_codes_the_lowest_hold_the_probability_asked_for():
 # ----------------------------------------------------------------------------- known distributions
 
 
-@pytest.mark.parametrize("order", PATHS)
+@pytest.mark.parametrize("order", BEFORE_DRAW)
 @pytest.mark.parametrize("start", [(3, 3, 3, 3), (3, 1, 3, 3)])
 def test_one_token_a_step_draws_whole_grids_as_often_as_they_are_probable(order, start):
     """From the exact conditional of each token, 20,000 grids have the joint distribution of all 81, or of those left.
@@ -816,7 +816,7 @@ def test_orders_that_do_not_look_at_what_is_drawn_do_not_collapse():
     x-transformers' own sampler drew the most frequent one everywhere, entropy 0. The standard error is 0.006.
     """
     probs = [0.4, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05]
-    for order in PATHS:
+    for order in BEFORE_DRAW:
         done = sample(
             ConstantModel(probs), _masked(256, 8, 8, 8), None, Sampler(order=order, steps=18), torch.arange(256)
         )
@@ -847,7 +847,7 @@ def test_the_head_runs_only_where_a_code_is_drawn(order):
     """Where the order is known beforehand, only at the tokens that will be kept."""
     model, sampler = FakeModel(), Sampler(order=order, counts=(2, 6, 8))
     list(sample_steps(model, _masked(3, 4, 4), None, sampler, torch.arange(3), complete=False))
-    assert model.rows == ([3 * 2, 3 * 6, 3 * 8] if order in PATHS else [3 * 16, 3 * 14, 3 * 8])
+    assert model.rows == ([3 * 2, 3 * 6, 3 * 8] if order in BEFORE_DRAW else [3 * 16, 3 * 14, 3 * 8])
 
 
 def test_a_batch_too_large_for_its_logits_is_drawn_in_parts(monkeypatch):

@@ -164,7 +164,7 @@ def test_a_failing_disk_on_the_way_is_a_warning_and_at_the_end_an_error(tmp_path
         _no_rename(patched, 0)
         seen.extend(run.steps())
     assert len(seen) == 3
-    assert capsys.readouterr().err.count("training goes on, and it is tried again in a minute") == 2
+    assert capsys.readouterr().err.count("training continues, and it is tried again in a minute") == 2
 
 
 # ----------------------------------------------------------------------------- two at a time

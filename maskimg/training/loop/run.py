@@ -201,14 +201,14 @@ class Run:
             print(sentence, file=sys.stderr)
 
     @contextlib.contextmanager
-    def sparing(self) -> Iterator[None]:
-        """What is only there to be seen may fail, as on a full disk; that is said once, and training goes on."""
+    def tolerating_write_errors(self) -> Iterator[None]:
+        """Inside, a log or sheet that cannot be written (a full disk) is warned of once, and training continues."""
         try:
             yield
         except OSError as error:
             if not self._spared:
                 self.say(
-                    f"warning at step {self.step}: a log or sheet could not be written ({error}); training goes on"
+                    f"warning at step {self.step}: a log or sheet could not be written ({error}); training continues"
                 )
             self._spared = True
 
@@ -231,7 +231,7 @@ class Run:
         line = {"step": self.step, "seconds": round(self.seconds, 1), **means, **extra}
         if self.nonfinite.skipped:
             line["skipped"] = len(self.nonfinite.skipped)
-        with self.sparing(), (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
+        with self.tolerating_write_errors(), (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         figures = {name: value for name, value in line.items() if name not in ("step", "seconds") and is_number(value)}
         self.status.note(figures=self.status.status.figures | figures)
@@ -265,7 +265,7 @@ class Run:
         try:
             self.save()
         except TrainingError as error:
-            self.warn(f"{error}; training goes on, and it is tried again in a minute")
+            self.warn(f"{error}; training continues, and it is tried again in a minute")
 
     def _about(self) -> dict[str, Any]:
         return {
