@@ -61,7 +61,6 @@ def sample_steps(
     counts = counts or make_counts((~given).sum((1, 2)), sampler, codes.device)
     noise, prepared = Noise(seeds.to(codes.device), codes.shape[1:]), model.prepare(condition, len(codes))
     rank, scores, memory = RANKINGS[sampler.order], torch.zeros(codes.shape, device=codes.device), None
-
     for i in range(counts.steps):
         now = Iteration(i, model, prepared, sampler, noise, counts)
         codes = give_back(now, codes, given) if i and sampler.revise else codes

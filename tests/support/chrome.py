@@ -51,5 +51,5 @@ def fetch(page: Page, image: Locator, path: Path) -> Path:
     """The file behind an <img>, as its download button would save it."""
     address = image.get_attribute("src")
     assert address is not None
-    path.write_bytes(page.request.get(address).body())
+    path.write_bytes(page.request.get(address, max_retries=3).body())
     return path
