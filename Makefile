@@ -29,10 +29,10 @@ demo: .venv/.installed  ## open the browser demo with the bundled model
 	.venv/bin/maskimg demo $(ARGS)
 
 check: lint  ## lint, types, the fast tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) $(ARGS) $$(cat tests/fast.txt)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS) $$(cat tests/fast.txt)
 
 test: lint  ## lint, types, the whole test suite
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: .venv/.installed-dev  ## ruff and pyright
 	.venv/bin/ruff check .

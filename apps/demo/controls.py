@@ -54,7 +54,7 @@ def make_controls(
                 value=1,
                 step=1,
                 label="Best of",
-                info="Draws several and keeps the one that the critic rates best.",
+                info="The critic keeps the best.",
                 min_width=130,
                 visible=has_critic,
             )
@@ -113,7 +113,7 @@ def _make_loop_controls(controls: dict[str, Any], recipe: Sampler, orders: Seque
             value=shown_number(recipe.guidance),
             step=0.1,
             label="Guidance",
-            info="How strongly the label and prompt are followed; 1 is off.",
+            info="Higher follows the request more; 1 is off.",
             min_width=130,
             visible=guided,
         )

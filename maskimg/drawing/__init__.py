@@ -1,2 +1,2 @@
-"""The engine: what a person asks for and what an edit begins with become finished codes and pictures, one or thousands.
-It knows neither training nor any command, page or model directory."""
+"""The engine: a Request and an Edit become codes and pictures, one or thousands; it also reads and writes models.
+It knows neither training nor any command or page."""

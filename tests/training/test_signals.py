@@ -228,7 +228,7 @@ def test_a_command_may_be_stopped_at_any_moment(tmp_path, draw_pictures):
     train = ["train", str(tmp_path / "pictures"), "--out", str(tmp_path / "model"), "--size=16", "--minutes=1"]
     sample = ["sample", "--count=200", "--out", str(tmp_path / "drawn")]
     begun = []
-    for i, delay in enumerate((0.0, 0.02, 0.3, 1.0, 2.5, 4.5)):  # each signal to each command
+    for i, delay in enumerate((0.0, 0.02, 0.1, 0.3, 1.0, 2.0, 3.0, 4.5)):
         number, command = SIGNALS[1:][i % 3], [train, sample][i % 2]
         process = subprocess.Popen(
             [sys.executable, "-m", "maskimg", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -35,7 +35,7 @@ pytestmark = [
 
 SLOW = bool(os.environ.get("SLOW"))
 LONGEST = 5.0 if SLOW else 1.0  # seconds of a delay
-PRESSES, STOPS = (100, 20) if SLOW else (6, 4)
+PRESSES, STOPS = (100, 20) if SLOW else (10, 4)
 WAIT = 180_000  # milliseconds: the machine may do much else
 # Presses Stop, and says whether the run was done before.
 STOP = """(name) => {
