@@ -4,7 +4,6 @@
 through `atomic_file`, so that a full disk leaves the older file as it was.
 """
 
-import errno
 import os
 import re
 import stat
@@ -16,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from maskimg.recipe import KEY, mark, mark_in, marked, png_text, to_json
-from vqgan.writing import atomic_file
+from vqgan.writing import FULL, atomic_file
 
 
 def require_free(
@@ -132,7 +131,7 @@ def _require_writable(folder: Path, path: Path, option: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise
         raise ValueError(
             f"`{path}` cannot be written, since `{folder}` cannot be written to ({error.strerror}): choose another "

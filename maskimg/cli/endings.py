@@ -1,5 +1,6 @@
 """How a command ends that cannot do what it was asked. Imports nothing, so that it is there from the very start."""
 
+import errno
 import sys
 from typing import NoReturn
 
@@ -26,3 +27,14 @@ def _close_bars() -> None:
     if "tqdm" in sys.modules:
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; safetensors says so only in its message."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if f"os error {errno.ENOSPC}" in str(error):
+            return True
+        error = error.__cause__
+    return False

@@ -1,7 +1,6 @@
 """The `maskimg` command. Torch and gradio are imported by the commands that need them, so `--help` costs nothing."""
 
 import contextlib
-import errno
 import functools
 import importlib
 import importlib.metadata
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from maskimg import __version__
-from maskimg.cli.endings import BAD_INPUT, CANNOT_GO_ON, DISK_FULL, Refused, fail
+from maskimg.cli.endings import BAD_INPUT, CANNOT_GO_ON, DISK_FULL, Refused, fail, is_full_disk
 from maskimg.cli.terminal import silence_stdout, usable_streams
 from maskimg.training.loop.signals import Interrupted, Interruptions
 from maskimg.values import PromptWarning
@@ -89,7 +88,7 @@ def _main(arguments: list[str]) -> int:
         except OSError as error:
             silence_stdout()
             words = f"the output could not be printed ({error.strerror or error})"
-            fail(words, DISK_FULL if _is_full_disk(error) else BAD_INPUT)
+            fail(words, DISK_FULL if is_full_disk(error) else BAD_INPUT)
 
 
 def _run(arguments: list[str], interruptions: Interruptions) -> int:
@@ -217,7 +216,7 @@ def _is_kind(error: Exception) -> bool:
     from maskimg.training.loop.run import TrainingError
 
     plain = isinstance(error, ValueError | OSError | TrainingError)
-    return plain or memory_ran_out(error) or _is_full_disk(error)
+    return plain or memory_ran_out(error) or is_full_disk(error)
 
 
 def _explain(error: Exception) -> NoReturn:
@@ -227,17 +226,6 @@ def _explain(error: Exception) -> NoReturn:
     trains = isinstance(error, TrainingError)
     if not trains and memory_ran_out(error):
         fail(SMALL_MEMORY, CANNOT_GO_ON)
-    if not _is_full_disk(error):
+    if not is_full_disk(error):
         fail(str(error), CANNOT_GO_ON if trains else BAD_INPUT)
     fail(str(error) if trains else f"the disk is full ({error}): make room, then run the same command again", DISK_FULL)
-
-
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error; safetensors says so only in its message."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if f"os error {errno.ENOSPC}" in str(error):
-            return True
-        error = error.__cause__
-    return False

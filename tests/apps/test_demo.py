@@ -1,6 +1,7 @@
 """The demo without a browser: what its calls answer, what its errors say, and who may reach it."""
 
 import dataclasses
+import errno
 import io
 import itertools
 import json
@@ -313,6 +314,14 @@ def test_a_size_that_is_not_offered_is_refused(pipeline, tmp_path):
     path = str(picture(tmp_path / "in.png", (16, 16)))
     with pytest.raises(ValueError, match="size must be one of the model's, up to 256, up to 512, got `vast`"):
         runs.reconstruct(pipeline, path, "vast")
+
+
+@pytest.mark.parametrize("full", [OSError(errno.EDQUOT, "Disk quota exceeded"), RuntimeError("I/O (os error 28)")])
+def test_a_full_disk_of_the_server_is_named_on_the_page(full):
+    from maskimg_apps.demo.serving.errors import kindly
+
+    with pytest.raises(gr.Error, match="The server's disk is full: free some space, then try again"), kindly():
+        raise OSError("cannot save") from full
 
 
 def test_an_unexpected_fault_tells_a_number_and_the_log_tells_the_rest(caplog):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import gradio as gr
 
+from maskimg.cli.endings import is_full_disk
 from maskimg.training.loop.guards import SMALL_MEMORY, memory_ran_out
 
 log = logging.getLogger(__name__)
@@ -15,7 +16,8 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def kindly() -> Iterator[None]:
-    """Turn any exception into a `gr.Error` that may be shown: a ValueError says itself, others only a number."""
+    """Turn any exception into a `gr.Error` to be shown: a ValueError says itself, a full disk is named, and others
+    get a number under which the log has them."""
     try:
         yield
     except gr.Error:
@@ -27,6 +29,8 @@ def kindly() -> Iterator[None]:
     except ValueError as error:
         raise as_error(str(error)) from error
     except Exception as error:
+        if is_full_disk(error):
+            raise as_error("the server's disk is full: free some space, then try again") from error
         raise _unexpected(error) from error
 
 
